@@ -1,0 +1,46 @@
+# `make demo` and `make test` are all a newcomer needs. Both make their own virtual environment.
+
+PYTHON ?= python3
+CORES ?= $(shell nproc)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Tests run side by side, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadgroup
+
+.PHONY: demo test test-study lint lock docs clean
+
+demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
+	$(BIN)/snakemake --cores $(CORES)
+	@echo
+	@echo "Look at results/embedded/paper/figure_tradeoff_toy.png first, then table_main.md beside it."
+
+test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smallest study
+	$(PYTEST)
+
+test-study: $(STAMP)  ## run the embedded study twice, once without any network, and check it
+	$(BIN)/pytest tests/integration
+
+lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
+	$(BIN)/ruff format --check scripts tests
+	$(BIN)/ruff check scripts tests
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check workflow
+	$(BIN)/snakemake --lint
+
+docs: $(STAMP)  ## write what is generated from code: the config's schema and its table of keys
+	$(BIN)/python -m iskd.config
+
+lock:  ## solve envs/requirements.in anew
+	PYTHON=$(PYTHON) envs/lock.sh
+
+$(STAMP): envs/requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	# torch first, alone: pip then keeps the build this machine has (CPU or CUDA).
+	$(BIN)/pip install --quiet "$$(grep '^torch==' envs/requirements.lock)"
+	$(BIN)/pip install --quiet -r envs/requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:  ## remove the environment and everything the workflow made
+	rm -rf $(VENV) results .snakemake

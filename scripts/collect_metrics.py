@@ -1,0 +1,16 @@
+"""Collect what all evaluations measured into one tidy table."""
+
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.evaluation.collect import collect
+    from iskd.paper.metrics import write_metrics
+
+    rows = collect(job.inputs["evaluations"], job.inputs["heldout"], job.params["spec"])
+    write_metrics(rows, job.out / "metrics.csv")
+    job.summary |= {"rows": len(rows)}

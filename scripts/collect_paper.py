@@ -1,0 +1,16 @@
+"""Collect figures, tables and numbers into one folder for the paper."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    # Each file keeps the name of its artifact in front, since two teachers' figures share theirs.
+    for source, target in zip(job.inputs["files"], job.params["names"], strict=True):
+        shutil.copyfile(Path(source), job.out / target)
+    job.summary |= {"files": len(job.params["names"])}

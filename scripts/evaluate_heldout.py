@@ -1,0 +1,25 @@
+"""Measure one model's next-token loss on the held-out text."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    import torch
+
+    from iskd.data.corpus import load_blocks
+    from iskd.evaluation.heldout import heldout_loss
+    from iskd.evaluation.results import write_result
+    from iskd.models.folder import load_model
+
+    spec = job.params["spec"]
+    model = load_model(job.folder("model"), getattr(torch, spec["precision"]))
+    loss = heldout_loss(
+        model, load_blocks(Path(job.inputs["heldout"])), batch_size=spec["batch_size"]
+    )
+    write_result(job.out, {"loss": loss}, facts={"parameters": model.num_parameters()})
+    job.summary |= {"loss": loss.value}

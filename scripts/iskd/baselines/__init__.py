@@ -1,0 +1,1 @@
+"""Smaller models made by other means than substitution; training/ tunes them."""

@@ -1,0 +1,365 @@
+"""Check a config before anything runs; every finding is one line with file, key and remedy."""
+
+import difflib
+import os
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from iskd.config import schema
+from iskd.config.schema import (
+    FileCorpus,
+    FileTask,
+    HeldoutTask,
+    HubTeacher,
+    IskdArm,
+    KdArm,
+    Study,
+    Teacher,
+    ToyCorpus,
+    ToyTask,
+)
+from iskd.data.rows import read_rows
+from iskd.data.texts import read_texts
+from iskd.errors import UserError
+from iskd.evaluation.kinds import KINDS
+
+# Larger files are read once, by the rule that uses them, and not at every start of Snakemake.
+CHECK_AT_START_BYTES = 64 * 2**20
+
+RESERVED_ARM = "teacher"
+
+_PATTERN_REMEDIES = {
+    schema.Name: "use lower-case letters, digits, '-' and '_' only, starting with a letter or "
+    "digit",
+    schema.Commit: "give the commit's 40 hexadecimal digits (no branch, no tag), or leave the key "
+    "out and `prefetch` locks the commit it finds",
+    schema.HubId: "give a hub id such as openai-community/gpt2",
+    schema.DataFile: "give a file below data_folder, without '..' and not absolute",
+    schema.DataFolder: "give a folder below the working directory without '..', or $NAME for the "
+    "folder that the environment variable NAME holds",
+}
+
+
+def _pattern_of(annotated: Any) -> str:
+    return str(get_args(annotated)[1].pattern)
+
+
+_REMEDY_OF_PATTERN = {_pattern_of(kind): text for kind, text in _PATTERN_REMEDIES.items()}
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Give every section class that a field's annotation mentions outside of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _sections(part)
+
+
+def _dict_value(annotation: Any) -> Any | None:
+    """Give the value type of a ``dict[...]`` annotation (perhaps inside ``Annotated``)."""
+    if get_origin(annotation) is Annotated:
+        return _dict_value(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return get_args(annotation)[1]
+    return None
+
+
+def _tag_of(section: type[BaseModel], key: str) -> str | None:
+    field = section.model_fields.get(key)
+    return get_args(field.annotation)[0] if field is not None else None
+
+
+class _Place:
+    """One place of the config, found by walking pydantic's location through the schema.
+
+    pydantic puts the tag of a tagged union into the location, and the type of a plain union's
+    member (``list[...]``); a reader has no such key in the file, so both are left out of ``path``.
+    """
+
+    _NO_KEY = re.compile(r"\[key\]|(list|literal)\[.*\]")
+
+    def __init__(self, location: tuple[int | str, ...]) -> None:
+        self.path: list[str] = []
+        self.section: type[BaseModel] | None = Study
+        self.description = ""
+        mapping: Any | None = None
+        candidates: list[type[BaseModel]] = []
+        for part in location:
+            if self._NO_KEY.fullmatch(str(part)):
+                continue
+            if candidates:
+                tagged = [
+                    c for c in candidates if part in (_tag_of(c, "source"), _tag_of(c, "method"))
+                ]
+                self.section, candidates = (tagged[0], []) if tagged else (candidates[0], [])
+                if tagged:
+                    continue
+            self.path.append(str(part))
+            if mapping is not None:
+                annotation, mapping = mapping, None
+            else:
+                field = self.section.model_fields.get(str(part)) if self.section else None
+                if field is None:
+                    self.section = None if isinstance(part, int) else self.section
+                    continue
+                self.description = field.description or ""
+                annotation = field.annotation
+                mapping = _dict_value(annotation)
+            sections = list(_sections(annotation))
+            if len(sections) > 1:
+                candidates = sections
+            elif sections:
+                self.section = sections[0]
+
+    @property
+    def key(self) -> str:
+        return ".".join(self.path) or "(top level)"
+
+
+def _say(error: ErrorDetails) -> str:
+    place = _Place(error["loc"])
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = list(place.section.model_fields) if place.section else []
+        near = difflib.get_close_matches(place.path[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return f"{place.key}: unknown key; {hint}"
+    if kind == "missing":
+        about = place.description.rstrip(".")
+        return f"{place.key}: missing; add it{f' ({about})' if about else ''}"
+    if kind == "union_tag_not_found":
+        tag = str(context["discriminator"]).strip("'")
+        return f"{place.key}.{tag}: missing; it decides which keys belong here"
+    if kind == "union_tag_invalid":
+        tag = str(context["discriminator"]).strip("'")
+        return f"{place.key}.{tag}: {context['tag']!r} is unknown; use {context['expected_tags']}"
+    given = repr(error["input"])
+    given = given if len(given) <= 60 else given[:57] + "..."
+    if kind == "string_pattern_mismatch":
+        remedy = _REMEDY_OF_PATTERN.get(str(context["pattern"]), "use letters, digits, '_', '-'")
+        return f"{place.key}: {given} is not allowed here; {remedy}"
+    message = error["msg"].replace("Input should be", "it should be").rstrip(".")
+    if isinstance(error["input"], dict | list):
+        given = "this"
+    about = f" ({place.description.rstrip('.')})" if place.description else ""
+    return f"{place.key}: {given} does not fit; {message[0].lower()}{message[1:]}{about}"
+
+
+class _Checks:
+    """Rules between keys, which a schema cannot say."""
+
+    def __init__(self, study: Study, file: str) -> None:
+        self.study = study
+        self.file = file
+
+    def fail(self, key: str, message: str) -> NoReturn:
+        raise UserError(f"{self.file}: {key}: {message}")
+
+    def run(self) -> None:
+        if len(set(self.study.seeds)) != len(self.study.seeds):
+            self.fail("seeds", "the same seed stands here twice; each may stand once")
+        for name, teacher in self.study.teachers.items():
+            self.teacher(f"teachers.{name}", teacher)
+        for name in self.study.tasks:
+            self.task(name)
+        for name in self.study.arms:
+            self.arm(name)
+
+    def teacher(self, key: str, teacher: Teacher) -> None:
+        blocks = block_count(teacher)
+        if isinstance(teacher.order, list):
+            for index in teacher.order:
+                if index >= blocks:
+                    self.fail(
+                        f"{key}.order",
+                        f"block {index} does not exist; the model has blocks 0 to {blocks - 1}",
+                    )
+            twice = {i for i in teacher.order if teacher.order.count(i) > 1}
+            if twice:
+                self.fail(
+                    f"{key}.order",
+                    f"block {min(twice)} stands here twice; a block can be replaced only once",
+                )
+            if not teacher.order:
+                self.fail(f"{key}.order", "no block is named; name at least one")
+        available = len(teacher.order) if isinstance(teacher.order, list) else blocks
+        if teacher.steps is not None and teacher.steps > available:
+            self.fail(f"{key}.steps", f"{teacher.steps} steps, but the order has {available}")
+        steps = step_count(teacher)
+        if teacher.headline is not None and teacher.headline > steps:
+            self.fail(f"{key}.headline", f"step {teacher.headline} does not exist; last is {steps}")
+        self.shapes(key, teacher)
+
+    def shapes(self, key: str, teacher: Teacher) -> None:
+        shapes = {"compact": (teacher.compact.width, teacher.compact.heads)}
+        if teacher.student is not None:
+            shapes["student"] = (teacher.student.width, teacher.student.heads)
+        if not isinstance(teacher, HubTeacher):
+            own = teacher.architecture
+            shapes["architecture"] = (own.width, own.heads)
+            self.long_enough(f"{key}.architecture.positions", own.positions)
+        self.long_enough(f"{key}.compact.positions", teacher.compact.positions)
+        for part, (width, heads) in shapes.items():
+            if width % heads:
+                self.fail(f"{key}.{part}.heads", f"{heads} does not divide the width {width}")
+            # Half of each head is rotated, in pairs; only a fetched model may rotate another share.
+            made_here = part != "compact" or not isinstance(teacher, HubTeacher)
+            if teacher.family == "phi" and made_here and width // heads % 4:
+                self.fail(
+                    f"{key}.{part}.heads",
+                    f"{heads} makes heads of size {width // heads}; phi needs a multiple of 4",
+                )
+
+    def long_enough(self, key: str, positions: int | None) -> None:
+        length = self.study.corpus.block_length
+        if positions is not None and positions < length:
+            self.fail(
+                key,
+                f"{positions} is less than corpus.block_length ({length}); "
+                f"raise the one or lower the other",
+            )
+
+    def task(self, name: str) -> None:
+        task = self.study.tasks[name]
+        kind = task.kind or name
+        if kind not in KINDS:
+            self.fail(
+                f"tasks.{name}", f"unknown task; use one of {', '.join(KINDS)}, or say its kind"
+            )
+        corpus = self.study.corpus
+        if isinstance(task, ToyTask):
+            if not isinstance(corpus, ToyCorpus):
+                self.fail(f"tasks.{name}.source", "toyworld makes rows only for corpus: toyworld")
+            made = corpus.continuation_rows if kind == "hellaswag" else corpus.cloze_rows
+            if task.rows is not None and task.rows > made:
+                self.fail(f"tasks.{name}.rows", f"{task.rows} asked, the corpus makes {made}")
+        if isinstance(task, HeldoutTask) and not kind.startswith("cbt_"):
+            self.fail(f"tasks.{name}.kind", "held-out stories give cbt_question and cbt_context")
+
+    def arm(self, name: str) -> None:
+        arm = self.study.arms[name]
+        if name == RESERVED_ARM:
+            self.fail(f"arms.{name}", "this name stands for the teacher itself; choose another")
+        if isinstance(arm, IskdArm):
+            return
+        references = [n for n, a in self.study.arms.items() if isinstance(a, IskdArm)]
+        if arm.reference is not None and arm.reference not in references:
+            self.fail(
+                f"arms.{name}.reference",
+                f"{arm.reference!r} is no arm of method iskd; "
+                f"there are: {', '.join(references) or 'none'}",
+            )
+        if arm.reference is None and len(references) != 1:
+            self.fail(
+                f"arms.{name}.reference",
+                f"missing; say which iskd arm is matched ({', '.join(references) or 'add one'})",
+            )
+        if len(set(arm.steps or [])) != len(arm.steps or []):
+            self.fail(f"arms.{name}.steps", "the same step stands here twice; each may stand once")
+        for teacher_name, teacher in self.study.teachers.items():
+            for step in arm.steps or []:
+                if step > step_count(teacher):
+                    self.fail(
+                        f"arms.{name}.steps",
+                        f"step {step} does not exist; {teacher_name} has {step_count(teacher)}",
+                    )
+            if isinstance(arm, KdArm) and teacher.student is None:
+                self.fail(
+                    f"teachers.{teacher_name}.student",
+                    f"missing; arm {name} distils into a student of this shape",
+                )
+
+
+def block_count(teacher: Teacher) -> int:
+    """Count the blocks of a teacher, as its config states them."""
+    return teacher.blocks if isinstance(teacher, HubTeacher) else teacher.architecture.blocks
+
+
+def step_count(teacher: Teacher) -> int:
+    """Count the substitutions made in a teacher."""
+    if teacher.steps is not None:
+        return teacher.steps
+    return len(teacher.order) if isinstance(teacher.order, list) else block_count(teacher)
+
+
+def load_study(raw: Mapping[str, Any], file: str) -> Study:
+    """Check a config as read from YAML and give it typed, with all defaults filled in.
+
+    Args:
+        raw: the parsed file.
+        file: its name, for the messages.
+
+    Raises:
+        UserError: the first finding, as one line with file, key and remedy.
+    """
+    try:
+        study = Study.model_validate(raw)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        # The members of a union find fault with the same key, each on its own.
+        others = len({_Place(error["loc"]).key for error in found}) - 1
+        more = f" (and {others} more)" if others else ""
+        raise UserError(f"{file}: {_say(found[0])}{more}") from None
+    _Checks(study, file).run()
+    return study
+
+
+def data_folder(study: Study, file: str) -> Path:
+    """Find the folder of the study's local files.
+
+    Raises:
+        UserError: it is not named, the environment variable is not set, or there is no such folder.
+    """
+    named = study.data_folder
+    if named is None:
+        raise UserError(f"{file}: data_folder: missing; name the folder of the local files")
+    if named.startswith("$"):
+        value = os.environ.get(named[1:])
+        if not value:
+            raise UserError(
+                f"{file}: data_folder: the environment variable {named[1:]} is not set; "
+                f"set it to the folder that holds the local files"
+            )
+        folder = Path(value)
+    else:
+        folder = Path(named)
+    if not folder.is_dir():
+        raise UserError(f"{file}: data_folder: {folder} is no folder; name one that exists")
+    return folder
+
+
+def check_data_files(study: Study, file: str) -> None:
+    """Look at every local file a study names, before any job runs.
+
+    Raises:
+        UserError: a file is missing, empty, or has a row that lacks what is needed.
+    """
+    wanted: list[tuple[str, str, str | None]] = []
+    if isinstance(study.corpus, FileCorpus):
+        wanted += [(f"corpus.files.{i}", name, None) for i, name in enumerate(study.corpus.files)]
+    for name, task in study.tasks.items():
+        if isinstance(task, FileTask):
+            wanted.append((f"tasks.{name}.file", task.file, task.kind or name))
+    if not wanted:
+        return
+    folder = data_folder(study, file)
+    for key, name, kind in wanted:
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
+        if path.stat().st_size > CHECK_AT_START_BYTES:
+            continue
+        try:
+            if kind is None:
+                read_texts(path)
+            else:
+                read_rows(path, kind)
+        except UserError as error:
+            raise UserError(f"{file}: {key}: {error}") from None

@@ -1,0 +1,430 @@
+"""The one schema of a study's config, as typed code.
+
+``workflow/schemas/config.schema.yaml`` is generated from here. Every key has a description, a
+default where one makes sense, and no unknown key is accepted. Resources (cores, memory, time,
+GPUs) are the profile's business and have no key here.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from iskd.evaluation.kinds import KINDS
+
+# A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+HubId = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")
+]
+Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+DataFile = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*$"),
+]
+DataFolder = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(\$[A-Z][A-Z0-9_]*|[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*)$"
+    ),
+]
+
+
+def _scientific(value: object) -> object:
+    """Read ``1e-4``, which YAML 1.1 takes for text because it has no dot."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
+        return float(value)
+    return value
+
+
+Positive = Annotated[int, Field(ge=1)]
+# The limits stand before the validator: the other way round they are lost in the JSON schema.
+_SCIENTIFIC = BeforeValidator(_scientific)
+Rate = Annotated[float, Field(gt=0, le=1), _SCIENTIFIC]
+Share = Annotated[float, Field(ge=0, lt=1), _SCIENTIFIC]
+SplitShare = Annotated[float, Field(gt=0, lt=1), _SCIENTIFIC]
+Weight = Annotated[float, Field(ge=0, le=1), _SCIENTIFIC]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False), _SCIENTIFIC]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, numbers given as text are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class LearningRates(Section):
+    """The dual learning rate of ISKD."""
+
+    compact: Rate = Field(
+        1e-4, description="Learning rate of the block just replaced, and of a student."
+    )
+    rest: Rate = Field(
+        2e-5, description="Learning rate of all other weights, and of a tuned baseline."
+    )
+
+
+class Training(Section):
+    """One fine-tuning run. The defaults are the published code's for GPT-2."""
+
+    epochs: Positive = Field(1, description="Passes over a step's sequences.")
+    sequences: Positive | None = Field(
+        None,
+        description="Sequences a step trains on, the next ones of the corpus in an order drawn "
+        "from the seed; left out, all of them.",
+    )
+    batch_size: Positive = Field(8, description="Sequences per optimiser step.")
+    learning_rate: LearningRates = Field(
+        default_factory=LearningRates, description="The high rate and the low one."
+    )
+    optimizer: Literal["adam", "adamw"] = Field(
+        "adam",
+        description="adam adds weight decay to the gradient, adamw takes it off the weight.",
+    )
+    weight_decay: Share = Field(0.0, description="Weight decay of all weights of 2 or more axes.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the learning rates go on after the warm-up."
+    )
+    warmup: Share = Field(0.0, description="Share of the optimiser steps spent on warming up.")
+    clip: AboveZero | None = Field(1.0, description="Largest gradient norm; null for no clipping.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 trains under autocast with float32 weights."
+    )
+
+
+class BaselineOverride(Section):
+    """Keys of a teacher's training settings that a baseline sets differently.
+
+    Epochs and sequences are not among them: a baseline sees the tokens its reference has seen.
+    """
+
+    batch_size: Positive | None = Field(None, description="As in the teacher's settings.")
+    learning_rate: LearningRates | None = Field(None, description="Both rates of this arm.")
+    optimizer: Literal["adam", "adamw"] | None = Field(
+        None, description="As in the teacher's settings."
+    )
+    weight_decay: Share | None = Field(None, description="As in the teacher's settings.")
+    schedule: Literal["linear", "cosine", "constant"] | None = Field(
+        None, description="As in the teacher's settings."
+    )
+    warmup: Share | None = Field(None, description="As in the teacher's settings.")
+
+
+class TrainingOverride(BaselineOverride):
+    """Keys of a teacher's training settings that one iskd arm sets differently."""
+
+    epochs: Positive | None = Field(None, description="As in the teacher's settings.")
+    sequences: Positive | None = Field(None, description="As in the teacher's settings.")
+
+
+class ToyCorpus(Section):
+    """The embedded world: a corpus and its tasks, made from a seed."""
+
+    source: Literal["toyworld"] = Field(description="The stories are made on the spot.")
+    seed: Seed = Field(1, description="Seed of the world and of its stories.")
+    stories: Positive = Field(2000, description="Stories to train on.")
+    heldout_stories: Positive = Field(
+        300, description="Stories kept for the held-out loss and for the tasks."
+    )
+    cloze_rows: Positive = Field(200, description="Rows of the cloze task in the CBT's form.")
+    continuation_rows: Positive = Field(
+        200, description="Rows of the continuation task in HellaSwag's form."
+    )
+    block_length: Annotated[int, Field(ge=8)] = Field(128, description="Tokens per sequence.")
+
+
+class FileCorpus(Section):
+    """Stories in local JSONL files, one object with a field `text` per line."""
+
+    source: Literal["files"] = Field(description="The stories are read from data_folder.")
+    files: Annotated[list[DataFile], Field(min_length=1)] = Field(
+        description="JSONL files in data_folder, read in this order."
+    )
+    rows: Positive | None = Field(None, description="Take only so many rows from the front.")
+    heldout_share: SplitShare = Field(0.1, description="Share of the stories that is held out.")
+    seed: Seed = Field(17, description="Seed of the split.")
+    block_length: Annotated[int, Field(ge=8)] = Field(128, description="Tokens per sequence.")
+
+
+class HubCorpus(Section):
+    """Stories from a data set of the Hugging Face hub, fetched by `prefetch`."""
+
+    source: Literal["hub"] = Field(description="The stories come from the hub.")
+    dataset: HubId = Field(description="Id of the data set, for example roneneldan/TinyStories.")
+    revision: Commit | None = Field(
+        None, description="Commit of the data set (40 digits); left out, prefetch locks it."
+    )
+    split: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] = Field(
+        "train", description="Split to read."
+    )
+    rows: Positive | None = Field(None, description="Take only so many rows from the front.")
+    heldout_share: SplitShare = Field(0.1, description="Share of the stories that is held out.")
+    seed: Seed = Field(17, description="Seed of the split.")
+    block_length: Annotated[int, Field(ge=8)] = Field(128, description="Tokens per sequence.")
+
+
+Corpus = Annotated[ToyCorpus | FileCorpus | HubCorpus, Field(discriminator="source")]
+
+
+class Compact(Section):
+    """What replaces a block."""
+
+    recipe: Literal["paper"] = Field(
+        "paper", description="paper: projections around a small backbone of the same family."
+    )
+    width: Positive = Field(description="Inner hidden size d'.")
+    heads: Positive = Field(description="Attention heads of each inner layer.")
+    blocks: Positive = Field(description="Inner layers.")
+    mlp: Positive = Field(description="Width of the inner MLPs.")
+    positions: Positive | None = Field(
+        None, description="Length of the inner position embedding; left out, the teacher's."
+    )
+    activation: Literal["relu", "gelu", "gelu_new", "silu"] = Field(
+        "relu", description="Function after the down-projection."
+    )
+    initialisation: Literal["xavier", "family"] = Field(
+        "xavier",
+        description="xavier draws both projections so; family leaves all to the family's default.",
+    )
+
+
+class Architecture(Section):
+    """Shape of a decoder that is trained here from scratch."""
+
+    blocks: Positive = Field(description="Transformer blocks.")
+    width: Positive = Field(description="Hidden size.")
+    heads: Positive = Field(description="Attention heads per block; must divide the width.")
+    mlp: Positive | None = Field(None, description="MLP width; left out, 4 times the width.")
+
+
+class Student(Architecture):
+    """Shape of the student of distillation; vocabulary and positions are the teacher's."""
+
+
+class TeacherArchitecture(Architecture):
+    """Shape of a teacher that is trained here from scratch."""
+
+    positions: Annotated[int, Field(ge=8)] = Field(description="Longest sequence, in tokens.")
+    vocabulary: Annotated[int, Field(ge=260)] = Field(
+        description="Entries of its own byte-level BPE tokenizer (256 bytes and merges)."
+    )
+    dropout: Share = Field(0.0, description="Dropout everywhere in the model.")
+    initializer_range: Rate = Field(
+        0.02, description="Standard deviation of the fresh weights (the library's own is 0.02)."
+    )
+
+
+class Pretraining(Section):
+    """How a teacher is trained from scratch."""
+
+    seed: Seed = Field(1, description="Seed of its weights and of the order of its data.")
+    epochs: Positive = Field(1, description="Passes over the training tokens.")
+    batch_size: Positive = Field(8, description="Sequences per optimiser step.")
+    learning_rate: Rate = Field(1e-3, description="Highest learning rate.")
+    weight_decay: Share = Field(0.01, description="AdamW's weight decay.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="How the learning rate goes on after the warm-up."
+    )
+    warmup: Share = Field(0.05, description="Share of the optimiser steps spent on warming up.")
+    clip: AboveZero | None = Field(1.0, description="Largest gradient norm; null for no clipping.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 trains under autocast with float32 weights."
+    )
+
+
+class TeacherMethod(Section):
+    """What is done to a teacher, wherever it comes from."""
+
+    family: Literal["gpt2", "phi"] = Field(description="Architecture family of the model.")
+    compact: Compact = Field(description="What replaces a block.")
+    order: list[Annotated[int, Field(ge=0)]] | Literal["random"] = Field(
+        description="Which block when: a list of block indices, or random (drawn from the seed)."
+    )
+    steps: Positive | None = Field(
+        None, description="Substitutions to make; left out, as many as the order lists."
+    )
+    headline: Positive | None = Field(
+        None, description="The step the tables report; left out, the last one."
+    )
+    training: Training = Field(
+        default_factory=Training, description="Fine-tuning after each substitution."
+    )
+    student: Student | None = Field(
+        None, description="The student of knowledge distillation; needed by an arm of method kd."
+    )
+
+
+class PretrainedHere(TeacherMethod):
+    """A teacher that a rule of this workflow trains on the corpus."""
+
+    source: Literal["pretrain"] = Field(description="The teacher is trained on the corpus.")
+    architecture: TeacherArchitecture = Field(description="Shape of the teacher.")
+    pretraining: Pretraining = Field(
+        default_factory=Pretraining, description="How the teacher is trained."
+    )
+
+
+class HubTeacher(TeacherMethod):
+    """A pretrained model from the Hugging Face hub, fetched by `prefetch`."""
+
+    source: Literal["hub"] = Field(description="The teacher comes from the hub.")
+    model: HubId = Field(description="Id of the model, for example openai-community/gpt2.")
+    revision: Commit | None = Field(
+        None, description="Commit of the model (40 digits); left out, prefetch locks it."
+    )
+    blocks: Positive = Field(
+        description="Transformer blocks of the model (checked against it when it is there)."
+    )
+
+
+Teacher = Annotated[PretrainedHere | HubTeacher, Field(discriminator="source")]
+
+Kind = Literal["cbt_question", "cbt_context", "hellaswag"]
+if set(Kind.__args__) != set(KINDS):  # type: ignore[attr-defined]
+    raise RuntimeError("config/schema.py and evaluation/kinds.py name different kinds of task")
+
+
+class TaskBase(Section):
+    """What every task says, wherever its rows come from."""
+
+    kind: Kind | None = Field(
+        None, description="How rows are asked and scored; left out, the task's own name."
+    )
+    rows: Positive | None = Field(
+        None, description="Rows to evaluate on, drawn from the seed; left out, all of them."
+    )
+    seed: Seed = Field(17, description="Seed of that draw.")
+
+
+class ToyTask(TaskBase):
+    """Rows the embedded world makes from its held-out stories."""
+
+    source: Literal["toyworld"] = Field(description="The rows are made with the corpus.")
+
+
+class HeldoutTask(TaskBase):
+    """A cloze in the CBT's form, made from the corpus's held-out stories."""
+
+    source: Literal["heldout"] = Field(description="The rows are made from held-out stories.")
+    rows: Positive = Field(200, description="Rows to make.")
+
+
+class FileTask(TaskBase):
+    """Rows in a local JSONL file, in the benchmark's own schema."""
+
+    source: Literal["file"] = Field(description="The rows are read from data_folder.")
+    file: DataFile = Field(description="JSONL file in data_folder.")
+
+
+class HubTask(TaskBase):
+    """Rows from a data set of the Hugging Face hub, fetched by `prefetch`."""
+
+    source: Literal["hub"] = Field(description="The rows come from the hub.")
+    dataset: HubId = Field(description="Id of the data set, for example Rowan/hellaswag.")
+    config: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
+        None, description="Configuration of the data set, where it has several."
+    )
+    revision: Commit | None = Field(
+        None, description="Commit of the data set (40 digits); left out, prefetch locks it."
+    )
+    split: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] = Field(
+        description="Split to evaluate on."
+    )
+
+
+Task = Annotated[ToyTask | HeldoutTask | FileTask | HubTask, Field(discriminator="source")]
+
+
+class IskdArm(Section):
+    """Iterative substitution: one block, one fine-tuning, then the next."""
+
+    method: Literal["iskd"] = Field(description="Replace block after block.")
+    training: TrainingOverride = Field(
+        default_factory=TrainingOverride, description="What this arm trains differently."
+    )
+
+
+class BaselineArm(Section):
+    """What the baselines share: an ISKD arm to be compared with."""
+
+    reference: Name | None = Field(
+        None, description="The iskd arm whose parameters and tokens are matched."
+    )
+    steps: Annotated[list[Positive], Field(min_length=1)] | None = Field(
+        None, description="Steps of the reference to match; left out, the headline step."
+    )
+    training: BaselineOverride = Field(
+        default_factory=BaselineOverride, description="What this arm trains differently."
+    )
+
+
+class L1Arm(BaselineArm):
+    """Structured pruning by L1 norm to the same parameter count, then tuning."""
+
+    method: Literal["l1"] = Field(description="Remove heads and MLP neurons of the lowest L1 norm.")
+
+
+class KdArm(BaselineArm):
+    """A smaller student of fixed architecture, trained with the teacher's logits."""
+
+    method: Literal["kd"] = Field(description="Distil the teacher into a student from scratch.")
+    temperature: AboveZero = Field(1.0, description="Temperature of both distributions.")
+    weight: Weight = Field(
+        0.5, description="Share of the KL divergence in the loss; the rest is next-token loss."
+    )
+
+
+class TeacherTunedArm(BaselineArm):
+    """The control: the teacher itself, whole, tuned on the same tokens."""
+
+    method: Literal["teacher_tuned"] = Field(description="Tune the teacher, replace nothing.")
+
+
+Arm = Annotated[IskdArm | L1Arm | KdArm | TeacherTunedArm, Field(discriminator="method")]
+
+
+class Evaluation(Section):
+    """How checkpoints are evaluated."""
+
+    batch_size: Positive = Field(
+        16, description="Sequences per forward pass: fixed, because scores move with it."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number format of the weights during evaluation."
+    )
+
+
+class Study(Section):
+    """A study: one config file's worth of runs."""
+
+    study: Name = Field(description="Name of the study: its folder below results/.")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        default=[17], description="Every arm is run once per seed."
+    )
+    data_folder: DataFolder | None = Field(
+        None,
+        description="Where local files lie: a folder below the working directory, or $NAME for "
+        "the folder that the environment variable NAME holds.",
+    )
+    corpus: Corpus = Field(description="The text that is trained on.")
+    teachers: Annotated[dict[Name, Teacher], Field(min_length=1)] = Field(
+        description="The models that are made smaller, by name."
+    )
+    arms: Annotated[dict[Name, Arm], Field(min_length=1)] = Field(
+        description="The methods that are compared, by name."
+    )
+    tasks: Annotated[dict[Name, Task], Field(min_length=1)] = Field(
+        description="What the models are asked, by name."
+    )
+    evaluation: Evaluation = Field(
+        default_factory=Evaluation, description="How checkpoints are evaluated."
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """Give the JSON schema (draft 2020-12) of a study's config."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Study.model_json_schema(),
+    }

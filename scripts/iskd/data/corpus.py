@@ -1,0 +1,106 @@
+"""Text to tokens: a small tokenizer of our own, and sequences of fixed length."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from iskd.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int, length: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer like GPT-2's.
+
+    Args:
+        texts: the stories to learn merges from.
+        vocabulary: number of entries, the 256 bytes and the end-of-text token included.
+        length: the longest sequence its model takes, in tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        model_max_length=length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def token_blocks(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> torch.Tensor:
+    """Join the stories, an end-of-text token after each, and cut into sequences.
+
+    Returns:
+        int32 tensor (sequences, length); the incomplete rest at the end is dropped, as in the
+        published code.
+
+    Raises:
+        UserError: the tokenizer has no end token, or the stories do not fill one sequence.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError("the tokenizer has no end token (eos_token); name one in its config")
+    stream: list[int] = []
+    # The library's tokenizer does not take an empty list.
+    if texts:
+        for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
+            stream += [*ids, end]
+    count = len(stream) // length
+    if count == 0:
+        raise UserError(
+            f"the stories give {len(stream)} tokens, less than one sequence of {length}; "
+            f"give more text or lower corpus.block_length"
+        )
+    return torch.tensor(stream[: count * length], dtype=torch.int32).reshape(count, length)
+
+
+def step_sequences(
+    blocks: torch.Tensor, count: int | None, *, seed: int, first: int, last: int
+) -> torch.Tensor:
+    """Take the sequences that the steps ``first`` to ``last`` train on.
+
+    The corpus is brought into one order drawn from the seed, and every step takes the next
+    ``count`` sequences of it, from the front again when all have been taken. So steps see fresh
+    text as long as there is some, and a baseline that is matched with step k takes the steps 1 to
+    k at once.
+
+    Args:
+        blocks: token sequences, int (sequences, length).
+        count: sequences per step; None for all of them.
+        seed: seed of the order.
+        first: first step, counted from 1.
+        last: last step.
+
+    Returns:
+        int (count * steps, length)
+    """
+    total = len(blocks)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    share = count or total
+    return blocks[order[torch.arange((first - 1) * share, last * share) % total]]
+
+
+def save_blocks(blocks: torch.Tensor, path: Path) -> None:
+    """Write token sequences as safetensors."""
+    save_file({"input_ids": blocks.contiguous()}, path)
+
+
+def load_blocks(path: Path) -> torch.Tensor:
+    """Read what :func:`save_blocks` wrote: an int32 tensor (sequences, length)."""
+    return load_file(path)["input_ids"]

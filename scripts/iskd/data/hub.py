@@ -1,0 +1,129 @@
+"""The only module that opens a connection: pinned snapshots from the Hugging Face hub.
+
+What is fetched is named by a commit. Where the config leaves the commit out, the first prefetch
+asks the hub for the newest one and writes it into the study's lock file; from then on the lock
+decides.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from filelock import FileLock
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from iskd.errors import UserError
+from iskd.provenance.artifact import canonical_json, write_text
+
+log = logging.getLogger("iskd.hub")
+
+RepoKind = Literal["model", "dataset"]
+
+# Weights in safetensors and what describes them; nothing that is unpickled or run.
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+
+# What the hub's client raises: its HTTP library's errors, OSError, and ValueError for a bad id.
+_HUB_ERRORS = cast(
+    "tuple[type[Exception], ...]", (HfHubHTTPError, *HfHubHTTPError.__bases__, ValueError)
+)
+
+
+def _newest_commit(repo: str, kind: RepoKind) -> str:
+    try:
+        sha = HfApi().repo_info(repo, repo_type=kind).sha
+    except _HUB_ERRORS as error:
+        raise _fetching(repo, error) from error
+    if not sha:
+        raise UserError(f"{repo}: the hub names no commit; give a revision in the config")
+    return sha
+
+
+def locked_revision(
+    repo: str,
+    kind: RepoKind,
+    revision: str | None,
+    lock: Path,
+    newest: Callable[[str, RepoKind], str] = _newest_commit,
+) -> str:
+    """Give the commit to fetch: the config's, else the lock's, else the newest, which is locked.
+
+    Args:
+        repo: hub id.
+        kind: whether it is a model or a data set.
+        revision: the commit the config names, or None.
+        lock: the study's lock file; made when it is not there. Several jobs may use it at once.
+        newest: asks the hub for its newest commit.
+
+    Raises:
+        UserError: the hub cannot be asked, or the lock file is broken.
+    """
+    if revision is not None:
+        return revision
+    key = f"{kind}:{repo}"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock.with_suffix(".mutex")):
+        known = _read_lock(lock)
+        if key not in known:
+            known[key] = newest(repo, kind)
+            write_text(lock, canonical_json(known))
+            log.info("locked %s at %s in %s", repo, known[key], lock)
+    return known[key]
+
+
+def _read_lock(lock: Path) -> dict[str, str]:
+    if not lock.exists():
+        return {}
+    try:
+        known = json.loads(lock.read_bytes())
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise UserError(f"{lock}: broken; restore it, or remove it to lock the newest commits anew")
+    return known
+
+
+def _fetching(repo: str, error: Exception) -> UserError:
+    said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    return UserError(
+        f"{repo} could not be fetched ({said}); "
+        f"run `snakemake prefetch` where the hub can be reached, and check the id and the revision"
+    )
+
+
+def fetch_model(repo: str, commit: str, folder: Path) -> None:
+    """Fetch a model's config, tokenizer and safetensors weights at one commit into ``folder``.
+
+    Raises:
+        UserError: it cannot be fetched, or has no weights in safetensors.
+    """
+    try:
+        snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=list(MODEL_FILES))
+    except _HUB_ERRORS as error:
+        raise _fetching(repo, error) from error
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{repo} has no weights in safetensors at {commit}; "
+            f"choose a revision that has (pickled weights are never loaded)"
+        )
+
+
+def fetch_rows(
+    repo: str, config: str | None, split: str, commit: str, rows: int | None
+) -> Iterator[dict[str, Any]]:
+    """Give the rows of a data set's split at one commit, from the front.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    # Slow to import, and only the download rules want it.
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(repo, config, split=split, revision=commit, streaming=True)
+        yield from islice(dataset, rows)
+    except _HUB_ERRORS as error:
+        raise _fetching(repo, error) from error

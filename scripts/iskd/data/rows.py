@@ -1,0 +1,208 @@
+"""Rows of the tasks: read and checked, sampled with a seed, written as JSON lines.
+
+Whatever the source of a task's rows (made here, a user's file, the hub), the workflow first turns
+them into one local JSONL file in the hub's own schema; everything downstream reads that file
+through :func:`read_rows`. Nothing but the standard library is imported, so that a config can be
+checked at parse time.
+"""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from iskd.errors import UserError
+
+Row = dict[str, Any]
+
+BLANK = "XXXXX"
+"""What stands for the removed word in a question of the Children's Book Test."""
+
+CBT_FIELDS = ("sentences", "question", "answer", "options")
+"""Fields of cam-cst/cbt that are read here."""
+
+HELLASWAG_FIELDS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+"""Fields of Rowan/hellaswag that lm-eval's own task reads."""
+
+HELLASWAG_ENDINGS = 4
+
+
+def _check_text(row: Row, field: str) -> str | None:
+    return None if isinstance(row[field], str) else "must be a string"
+
+
+def _check_texts(row: Row, field: str, at_least: int) -> str | None:
+    value = row[field]
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return "must be a list of strings"
+    if len(value) < at_least:
+        return f"has {len(value)} entries, at least {at_least} are needed"
+    return None
+
+
+def _check_cbt(row: Row) -> tuple[str, str] | None:
+    """Return the offending field and what is wrong with it, or None for a good row."""
+    for field, wrong in (
+        ("sentences", _check_texts(row, "sentences", at_least=1)),
+        ("question", _check_text(row, "question")),
+        ("answer", _check_text(row, "answer")),
+        ("options", _check_texts(row, "options", at_least=2)),
+    ):
+        if wrong:
+            return field, wrong
+    if BLANK not in row["question"]:
+        return "question", f"has no {BLANK}: put it where the removed word stood"
+    if row["answer"] not in row["options"]:
+        return "answer", "is not among the options: it must be spelled as one of them"
+    return None
+
+
+def _check_hellaswag(row: Row) -> tuple[str, str] | None:
+    """Return the offending field and what is wrong with it, or None for a good row."""
+    for field in ("activity_label", "ctx_a", "ctx_b"):
+        if wrong := _check_text(row, field):
+            return field, wrong
+    if wrong := _check_texts(row, "endings", at_least=HELLASWAG_ENDINGS):
+        return "endings", wrong
+    if not all(ending.strip() for ending in row["endings"]):
+        return "endings", "holds an empty text: every ending needs words to score"
+    if wrong := _check_label(row["label"], len(row["endings"]) - 1):
+        return "label", wrong
+    return None
+
+
+def _check_label(label: object, last: int) -> str | None:
+    # A bool is an int to Python; the hub keeps the label as a string, other exports as an int.
+    if isinstance(label, bool) or not isinstance(label, int | str):
+        return f"must be a whole number from 0 to {last}, or that number as a string"
+    if label == "":
+        return "is empty, as in the hub's test split: use the validation split"
+    if str(label) not in {str(index) for index in range(last + 1)}:
+        return f"is {str(label)[:20]!r}, out of range: it must lie between 0 and {last}"
+    return None
+
+
+_Check = Callable[[Row], tuple[str, str] | None]
+_SCHEMAS: dict[str, tuple[tuple[str, ...], _Check]] = {
+    "cbt_question": (CBT_FIELDS, _check_cbt),
+    "cbt_context": (CBT_FIELDS, _check_cbt),
+    "hellaswag": (HELLASWAG_FIELDS, _check_hellaswag),
+}
+
+
+def _schema(kind: str) -> tuple[tuple[str, ...], _Check]:
+    if kind not in _SCHEMAS:
+        raise UserError(f"task kind {kind!r} is not known: use one of {', '.join(_SCHEMAS)}")
+    return _SCHEMAS[kind]
+
+
+def _parse(raw: bytes, where: str) -> Row:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+        # An escaped half of a surrogate pair parses, but no tokenizer and no file takes it.
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: byte {error.start + 1} is not UTF-8: save the file as UTF-8"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: holds half of a surrogate pair, which is no character: remove it"
+        ) from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{where}: broken JSON ({error}): each line must hold one JSON object"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: holds a {type(row).__name__}, each line must be a JSON object")
+    return row
+
+
+def read_rows(path: Path, kind: str) -> list[Row]:
+    """Read the rows of a task from a JSONL file and check every one.
+
+    Empty lines are passed over. Fields beyond those of the kind are kept as they are.
+
+    Args:
+        path: One JSON object per line, UTF-8, in the schema of the task's data set on the hub.
+        kind: Name of a task kind ("cbt_question", "cbt_context", "hellaswag").
+
+    Returns:
+        The rows in the file's order; at least one.
+
+    Raises:
+        UserError: The kind is unknown, the file cannot be read or holds no row, or a row is
+            broken. The message names the file, the line and the field.
+    """
+    fields, check = _schema(kind)
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): give the path of a JSONL file"
+        ) from error
+    rows = []
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
+            continue
+        where = f"{path}, line {number}"
+        row = _parse(raw, where)
+        for field in fields:
+            if field not in row:
+                raise UserError(
+                    f"{where}: field '{field}' is missing: a row of kind {kind} "
+                    f"needs {', '.join(fields)}"
+                )
+        if problem := check(row):
+            raise UserError(f"{where}: field '{problem[0]}' {problem[1]}")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: holds no rows: give one JSON object per line")
+    return rows
+
+
+def seeded_order(count: int, rng: random.Random) -> list[int]:
+    """Return 0 .. count-1 in random order.
+
+    Of `random`'s methods only `random()` is promised to give the same numbers in every Python
+    version, so the order is made from that one alone.
+    """
+    keys = [rng.random() for _ in range(count)]
+    return sorted(range(count), key=keys.__getitem__)
+
+
+def sample_rows(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
+    """Draw n rows without replacement, in the order they had.
+
+    The head of a file is never a fair sample: the first rows of HellaSwag are easier than the rest.
+
+    Args:
+        rows: The rows to draw from.
+        n: How many; all of them are returned when there are no more than n.
+        seed: Seed of the draw.
+
+    Raises:
+        UserError: n is below 1.
+    """
+    return [rows[index] for index in sample_indices(len(rows), n, seed)]
+
+
+def sample_indices(count: int, n: int, seed: int) -> list[int]:
+    """Return the ascending positions that :func:`sample_rows` draws out of `count` rows.
+
+    Raises:
+        UserError: n is below 1.
+    """
+    if n < 1:
+        raise UserError(f"number of rows to sample is {n}: it must be at least 1")
+    if n >= count:
+        return list(range(count))
+    return sorted(seeded_order(count, random.Random(seed))[:n])
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as JSONL (UTF-8, newline-terminated), the same bytes for the same rows."""
+    path.write_bytes(
+        b"".join(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n" for row in rows)
+    )

@@ -1,0 +1,81 @@
+"""What kinds of tasks there are: a registry that needs no torch and no lm-eval to be read.
+
+The config schema reads it at parse time; :mod:`iskd.evaluation.harness` runs what it names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from iskd.data.rows import CBT_FIELDS, HELLASWAG_FIELDS
+
+Rule = Literal["sum", "token_mean", "char_mean"]
+"""What the log-likelihood of an option is divided by before the highest wins: nothing, the number
+of its scored tokens, or the number of its characters."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of multiple-choice task.
+
+    Attributes:
+        name: The kind's name, which is also the name of the lm-eval task.
+        description: One sentence for people.
+        fields: Fields that every row must have (the hub's schema).
+        metrics: Metric name -> the rule by which the option is picked. Each is an accuracy in 0..1.
+        headline: The metric to quote when one number is quoted.
+        chance: Accuracy of guessing, for rows in the hub's form (10 options, 4 endings).
+        split: Name of the split that lm-eval is told the rows come from.
+    """
+
+    name: str
+    description: str
+    fields: tuple[str, ...]
+    metrics: Mapping[str, Rule]
+    headline: str
+    chance: float
+    split: str
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            Kind(
+                name="cbt_question",
+                description=(
+                    "Children's Book Test, the question alone: each option is filled in and the "
+                    "sentence with the highest mean log-likelihood per token wins"
+                ),
+                fields=CBT_FIELDS,
+                metrics=MappingProxyType({"acc": "token_mean", "acc_sum": "sum"}),
+                headline="acc",
+                chance=0.1,
+                split="test",
+            ),
+            Kind(
+                name="cbt_context",
+                description=(
+                    "Children's Book Test with its context sentences: the filled-in question "
+                    "that is most likely after them wins"
+                ),
+                fields=CBT_FIELDS,
+                metrics=MappingProxyType({"acc": "sum", "acc_mean": "token_mean"}),
+                headline="acc",
+                chance=0.1,
+                split="test",
+            ),
+            Kind(
+                name="hellaswag",
+                description="HellaSwag as lm-eval defines it, without examples in the prompt",
+                fields=HELLASWAG_FIELDS,
+                metrics=MappingProxyType({"acc": "sum", "acc_norm": "char_mean"}),
+                headline="acc_norm",
+                chance=0.25,
+                split="validation",
+            ),
+        )
+    }
+)
+"""Every kind by its name."""

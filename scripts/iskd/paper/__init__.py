@@ -1,0 +1,1 @@
+"""From `metrics.csv` to the figures and tables of the paper."""

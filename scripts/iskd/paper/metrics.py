@@ -1,0 +1,377 @@
+"""The tidy table `metrics.csv`: every number of a study, one row each.
+
+| column | what it holds |
+|---|---|
+| study, teacher, arm | names; the teacher itself is the arm `teacher` |
+| seed | integer for an arm that was trained; empty for the teacher and for models taken as given |
+| step | replaced blocks, or the training budget of `teacher_tuned`; 0 for the teacher |
+| reduction | 1 - parameters / the teacher's parameters, a fraction |
+| task, metric | what was measured, see `MEASURES`; facts of the model have the task `model` |
+| value | accuracies as fractions, loss in nats per token, parameters as a count |
+| stderr | standard error of `value` over the task's items, in the unit of `value`; may be empty |
+| n | number of items; may be empty |
+"""
+
+import csv
+import io
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iskd.errors import UserError
+
+METRIC_COLUMNS = (
+    "study",
+    "teacher",
+    "arm",
+    "seed",
+    "step",
+    "reduction",
+    "task",
+    "metric",
+    "value",
+    "stderr",
+    "n",
+)
+KEY_COLUMNS = METRIC_COLUMNS[:8]
+TEACHER_ARM = "teacher"
+HELDOUT = ("heldout", "loss")
+PARAMETERS = ("model", "parameters")
+
+_NAME_COLUMNS = ("study", "teacher", "arm", "task", "metric")
+_DTYPES = {
+    **dict.fromkeys(_NAME_COLUMNS, "str"),
+    "seed": "Int64",
+    "step": "int64",
+    "reduction": "float64",
+    "value": "float64",
+    "stderr": "float64",
+    "n": "Int64",
+}
+# Above this a float no longer tells neighbouring integers apart.
+_EXACT_INTEGERS = 2**53
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How one metric is read and printed.
+
+    Attributes:
+        name: what an axis or a column head calls it.
+        short: the same for a narrow column.
+        unit: the unit after multiplication by `factor`; empty for a bare number.
+        factor: from the stored value to the printed one.
+        decimals: of the printed value.
+        higher_is_better: the direction of improvement.
+    """
+
+    name: str
+    short: str
+    unit: str
+    factor: float
+    decimals: int
+    higher_is_better: bool
+
+
+MEASURES: Mapping[str, Measure] = {
+    "acc": Measure("accuracy", "acc", "%", 100.0, 1, True),
+    "acc_norm": Measure("normalised accuracy", "acc_norm", "%", 100.0, 1, True),
+    "exact_match": Measure("exact match", "match", "%", 100.0, 1, True),
+    "loss": Measure("loss", "loss", "nats/token", 1.0, 3, False),
+    "perplexity": Measure("perplexity", "ppl", "", 1.0, 2, False),
+    "word_perplexity": Measure("perplexity per word", "ppl/word", "", 1.0, 2, False),
+    "byte_perplexity": Measure("perplexity per byte", "ppl/byte", "", 1.0, 3, False),
+    "bits_per_byte": Measure("bits per byte", "bits/byte", "", 1.0, 3, False),
+}
+
+
+def measure(metric: str) -> Measure:
+    """Return how `metric` is read and printed.
+
+    Raises:
+        UserError: the metric is not known.
+    """
+    if metric not in MEASURES:
+        raise UserError(f"metric {metric!r} is not known; known are {', '.join(sorted(MEASURES))}")
+    return MEASURES[metric]
+
+
+def retention(score: float, teacher: float) -> float:
+    """Return score / teacher's score, the definition of "kept" in the ISKD paper.
+
+    It is not a number where the teacher scores nothing.
+    """
+    return score / teacher if teacher > 0 else math.nan
+
+
+def corrected_retention(score: float, teacher: float, chance: float) -> float:
+    """Return (score - chance) / (teacher - chance): what is kept of the margin over chance.
+
+    All three are in the same unit. It is not a number where the teacher is no better than chance:
+    there is no margin to keep, and a ratio of two negative margins would look like success.
+    """
+    return (score - chance) / (teacher - chance) if teacher > chance else math.nan
+
+
+def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, where: str = "metrics") -> pd.DataFrame:
+    """Return the rows checked, typed and in canonical order.
+
+    Args:
+        rows: mappings with exactly the keys `METRIC_COLUMNS`, or a frame with these columns. None,
+            NaN and the empty string stand for an empty seed, stderr or n.
+        where: where the rows come from, for messages.
+
+    Raises:
+        UserError: a column is missing or unknown, a cell is not what its column holds, two rows
+            measure the same thing, or one model has two reductions.
+    """
+    given: Iterable[Any] = rows
+    if isinstance(rows, pd.DataFrame):
+        _check_columns(rows.columns, where)
+        given = rows.to_dict("records")
+    checked = [_checked_row(row, f"{where}, row {i}") for i, row in enumerate(given, start=1)]
+    checked.sort(key=_sort_key)
+    _check_agreement(checked, where)
+    columns = {name: [row[name] for row in checked] for name in METRIC_COLUMNS}
+    return pd.DataFrame(
+        {name: pd.Series(columns[name], dtype=_DTYPES[name]) for name in METRIC_COLUMNS}
+    )
+
+
+def write_metrics(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: Path) -> None:
+    """Write the rows to `path`; the same rows in any order give the same bytes.
+
+    Columns come in the order of `METRIC_COLUMNS`, rows are sorted by `KEY_COLUMNS`, and numbers
+    are written as in `csv_text`.
+
+    Raises:
+        UserError: as in `tidy`.
+    """
+    path.write_bytes(csv_text(tidy(rows, path.name)).encode())
+
+
+def read_metrics(path: Path) -> pd.DataFrame:
+    """Read a file of `write_metrics`, whatever the order of its columns and rows.
+
+    Returns a frame with the columns `METRIC_COLUMNS`; seed and n are nullable integers, an empty
+    stderr is NaN.
+
+    Raises:
+        UserError: the file is missing or not UTF-8, or its content fails the checks of `tidy`.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a UTF-8 text file") from None
+    lines = list(csv.reader(io.StringIO(text, newline="")))
+    header = lines[0] if lines else []
+    _check_columns(header, str(path))
+    rows = []
+    for i, cells in enumerate(lines[1:], start=1):
+        if len(cells) != len(header):
+            raise UserError(f"{path}, row {i}: {len(cells)} cells instead of {len(header)}")
+        rows.append(dict(zip(header, cells, strict=True)))
+    return tidy(rows, str(path))
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return the frame as CSV text that depends on its content alone.
+
+    Whole numbers have no decimal point, other floats are the shortest text for their value rounded
+    to 10 significant digits, missing values are empty, and lines end in a line feed.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(frame.columns)
+    for row in frame.itertuples(index=False, name=None):
+        writer.writerow([_cell_text(cell) for cell in row])
+    return buffer.getvalue()
+
+
+def headline_panels(metrics: pd.DataFrame, headline: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the (task, metric) pairs to show: those of `headline` in its order, then the loss.
+
+    The held-out loss is shown wherever it was measured, whether `headline` names it or not.
+
+    Raises:
+        UserError: the headline is empty, or names a metric that is unknown or was not measured.
+    """
+    pairs = list(zip(metrics["task"], metrics["metric"], strict=True))
+    measured = set(pairs)
+    panels = [(task, metric) for task, metric in headline.items() if task != HELDOUT[0]]
+    if HELDOUT[0] in headline and headline[HELDOUT[0]] != HELDOUT[1]:
+        raise UserError(f"headline: the metric of {HELDOUT[0]!r} is {HELDOUT[1]!r}")
+    if HELDOUT in measured or HELDOUT[0] in headline:
+        panels.append(HELDOUT)
+    if not panels:
+        raise UserError("headline: name at least one task and its metric")
+    for task, metric in panels:
+        measure(metric)
+        if (task, metric) not in measured:
+            known = ", ".join(sorted({m for t, m in measured if t == task})) or "nothing"
+            raise UserError(f"headline: {task}/{metric} was not measured; for {task}: {known}")
+    return panels
+
+
+def check_chance(chance: Mapping[str, float]) -> None:
+    """Check that every chance level is a fraction from 0 up to but not including 1.
+
+    Raises:
+        UserError: one is not, for example a percentage.
+    """
+    for task, level in chance.items():
+        if not 0 <= level < 1:
+            raise UserError(f"chance: {task} has {level}; it must be a fraction, as 0.25 for 25 %")
+
+
+def aggregate(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per study, teacher, arm, step, task and metric: the mean over seeds.
+
+    Takes a frame of `tidy`. Columns added to the keys: `reduction` and `value` (means), `seeds`
+    (how many runs went in), `spread_of`, `spread`, `low`, `high`. With several runs `spread_of` is
+    "seeds", `spread` the standard deviation (n - 1) over them, and `low` and `high` the smallest
+    and largest value; with one run it is "items", `spread` the standard error over the task's
+    items, and `low` and `high` lie one such error below and above. Where neither is known,
+    `spread_of` is empty and the other three are NaN.
+    """
+    keys = ["study", "teacher", "arm", "step", "task", "metric"]
+    groups = metrics.groupby(keys, sort=True)
+    table = groups.agg(
+        reduction=("reduction", "mean"),
+        value=("value", "mean"),
+        seeds=("value", "size"),
+        spread=("value", "std"),
+        low=("value", "min"),
+        high=("value", "max"),
+        stderr=("stderr", "first"),
+    ).reset_index()
+    single = table["seeds"] == 1
+    table["spread"] = table["spread"].where(~single, table["stderr"])
+    table["low"] = table["low"].where(~single, table["value"] - table["stderr"])
+    table["high"] = table["high"].where(~single, table["value"] + table["stderr"])
+    # The mean of equal numbers can miss them by a last bit.
+    table["value"] = table["value"].clip(table["low"], table["high"])
+    kind = pd.Series("seeds", index=table.index, dtype="str")
+    kind = kind.where(~single, "items").where(table["spread"].notna(), "")
+    columns = ["reduction", "value", "seeds", "spread_of", "spread", "low", "high"]
+    return table.assign(spread_of=kind)[[*keys, *columns]]
+
+
+def _check_columns(names: Iterable[str], where: str) -> None:
+    given = list(names)
+    missing = [name for name in METRIC_COLUMNS if name not in given]
+    unknown = sorted({str(name) for name in given} - set(METRIC_COLUMNS))
+    if missing:
+        raise UserError(f"{where}: missing columns: {', '.join(missing)}")
+    if unknown:
+        raise UserError(f"{where}: unknown columns: {', '.join(unknown)}")
+    if len(given) != len(METRIC_COLUMNS):
+        raise UserError(f"{where}: a column is there twice")
+
+
+def _checked_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    _check_columns(row, where)
+    checked: dict[str, Any] = {}
+    for name in _NAME_COLUMNS:
+        checked[name] = _name(row[name], where, name)
+    for name in ("seed", "n"):
+        checked[name] = None if _is_missing(row[name]) else _integer(row[name], where, name)
+    checked["step"] = _integer(row["step"], where, "step")
+    for name in ("reduction", "value"):
+        checked[name] = _number(row[name], where, name)
+    checked["stderr"] = (
+        None if _is_missing(row["stderr"]) else _number(row["stderr"], where, "stderr")
+    )
+    if checked["stderr"] is not None and checked["stderr"] < 0:
+        raise UserError(f"{where}: stderr is negative")
+    if checked["reduction"] >= 1:
+        raise UserError(f"{where}: reduction is {checked['reduction']}; it is a fraction below 1")
+    if checked["arm"] == TEACHER_ARM and (
+        checked["seed"] is not None or checked["step"] != 0 or checked["reduction"] != 0
+    ):
+        raise UserError(f"{where}: the teacher has step 0, reduction 0 and no seed")
+    return checked
+
+
+def _check_agreement(rows: list[dict[str, Any]], where: str) -> None:
+    seen: set[tuple[Any, ...]] = set()
+    reductions: dict[tuple[Any, ...], float] = {}
+    for row in rows:
+        model = tuple(row[name] for name in ("study", "teacher", "arm", "seed", "step"))
+        key = (*model, row["task"], row["metric"])
+        if key in seen:
+            raise UserError(f"{where}: two rows for {_spell(key)}")
+        seen.add(key)
+        if reductions.setdefault(model, row["reduction"]) != row["reduction"]:
+            raise UserError(f"{where}: two reductions for {_spell(model)}")
+
+
+def _spell(key: tuple[Any, ...]) -> str:
+    return " / ".join("no seed" if part is None else str(part) for part in key)
+
+
+def _sort_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    # None and integers do not compare; the flag puts rows without a seed first.
+    return tuple(
+        (row[name] is not None, row[name] or 0) if name == "seed" else row[name]
+        for name in KEY_COLUMNS
+    )
+
+
+def _is_missing(value: Any) -> bool:
+    return value == "" if isinstance(value, str) else bool(pd.isna(value))
+
+
+def _name(value: Any, where: str, column: str) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise UserError(f"{where}: {column} is {value!r}; it must be printable text")
+    return value
+
+
+def _number(value: Any, where: str, column: str) -> float:
+    try:
+        # What is kept in memory is what the file can hold, so that both give the same figures.
+        number = math.nan if isinstance(value, bool) else _rounded(float(value))
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {column} is {value!r}; it must be a finite number")
+    return number
+
+
+def _integer(value: Any, where: str, column: str) -> int:
+    try:
+        whole = int(value)
+        exact = not isinstance(value, bool) and whole >= 0
+        exact = exact and (isinstance(value, str) or whole == value)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    if not exact or whole >= _EXACT_INTEGERS:
+        raise UserError(f"{where}: {column} is {value!r}; it must be a whole number from 0 on")
+    return whole
+
+
+def _rounded(number: float) -> float:
+    if number.is_integer() and abs(number) < _EXACT_INTEGERS:
+        return number + 0.0  # turns -0.0 into 0.0
+    return float(f"{number:.10g}") + 0.0
+
+
+def _cell_text(cell: Any) -> str:
+    if isinstance(cell, str):
+        return cell
+    if bool(pd.isna(cell)):
+        return ""
+    if isinstance(cell, numbers.Integral):
+        return str(int(cell))
+    number = _rounded(float(cell))
+    if number.is_integer() and abs(number) < _EXACT_INTEGERS:
+        return str(int(number))
+    return repr(number)

@@ -1,0 +1,1 @@
+"""What an artifact was made from, and how it is published."""

@@ -1,0 +1,101 @@
+"""Publish a folder of files as one artifact: all of it or none.
+
+An artifact is a folder with a ``manifest.json``, written last. It is built next to its place,
+flushed to disk and moved there by rename, so that after a crash there is the old one, the new
+one, or none. The manifest says what was asked and what came out and nothing about time or place:
+the same work gives the same bytes anywhere, and Snakemake, which compares small files by
+checksum, stops a rerun where nothing changed. How it happened stands beside it in ``run.json``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+RUN = "run.json"
+
+
+def canonical_json(value: Any) -> str:
+    """Write JSON in one form only: sorted keys, no NaN, two spaces, a newline at the end."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def file_digest(path: Path) -> str:
+    """Give the sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content: after a crash it holds the old text or the new."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(text, encoding="utf-8")
+    _flush(draft)
+    draft.replace(path)
+
+
+def staging_folder(folder: Path) -> Path:
+    """Make the empty folder in which an artifact is built, next to its place."""
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    return draft
+
+
+def publish(
+    draft: Path,
+    folder: Path,
+    *,
+    asked: dict[str, Any],
+    summary: dict[str, Any],
+    run: dict[str, Any],
+) -> None:
+    """Seal the files in ``draft`` with a manifest and move them to ``folder``.
+
+    Args:
+        draft: the folder from :func:`staging_folder`, holding the artifact's files.
+        folder: the artifact's place; what lies there is replaced.
+        asked: rule, parameters, seed, inputs and code that define the artifact.
+        summary: the few numbers that somebody reading the manifest wants to see.
+        run: how it happened: times, host, versions, device.
+    """
+    files = sorted(f for f in draft.rglob("*") if f.is_file())
+    produced = {
+        f.relative_to(draft).as_posix(): {"sha256": file_digest(f), "bytes": f.stat().st_size}
+        for f in files
+    }
+    for file in files:
+        _flush(file)
+    write_text(draft / RUN, canonical_json(run))
+    write_text(
+        draft / MANIFEST,
+        canonical_json({"asked": asked, "produced": {"files": produced, "summary": summary}}),
+    )
+    for place in [draft, *(d for d in draft.rglob("*") if d.is_dir())]:
+        _flush(place)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read an artifact's manifest, given the file or the folder."""
+    file = path / MANIFEST if path.is_dir() else path
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return manifest

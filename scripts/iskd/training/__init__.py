@@ -1,0 +1,1 @@
+"""Fine-tuning: the loop, the dual learning rate, the objectives."""

@@ -1,0 +1,20 @@
+"""Make the embedded world: stories to train on, held-out stories, and the two tasks' rows."""
+
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.data.rows import write_rows
+    from iskd.data.texts import write_texts
+    from iskd.data.toyworld import make_toyworld
+
+    world = make_toyworld(seed=job.seed, **job.params["spec"])
+    write_texts(world.train, job.out / "train.jsonl")
+    write_texts(world.heldout, job.out / "heldout.jsonl")
+    write_rows(job.out / "cbt.jsonl", world.cbt)
+    write_rows(job.out / "hellaswag.jsonl", world.hellaswag)
+    job.summary |= {"train_stories": len(world.train), "heldout_stories": len(world.heldout)}

@@ -1,0 +1,18 @@
+"""Write down which block is replaced when, and what is left of the model after each step."""
+
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.models.folder import load_config
+    from iskd.models.planning import plan_substitutions
+    from iskd.provenance.artifact import canonical_json
+
+    spec = job.params["spec"]
+    plan = plan_substitutions(load_config(job.folder("teacher")), spec["order"], spec["sizes"])
+    (job.out / "plan.json").write_text(canonical_json(plan), encoding="utf-8")
+    job.summary |= {"steps": len(plan["steps"]), "parameters": plan["teacher_parameters"]}

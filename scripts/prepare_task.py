@@ -1,0 +1,24 @@
+"""Put a task's rows into one file, wherever they come from, drawn from the seed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.data.cloze import cloze_rows
+    from iskd.data.rows import read_rows, sample_rows, write_rows
+    from iskd.data.texts import read_texts
+
+    spec = job.params["spec"]
+    source = Path(job.inputs["rows"])
+    if spec["source"] == "heldout":
+        rows = cloze_rows(read_texts(source), spec["rows"], job.seed)
+    else:
+        rows = read_rows(source, spec["kind"])
+        rows = sample_rows(rows, spec["rows"] or len(rows), job.seed)
+    write_rows(job.out / "rows.jsonl", rows)
+    job.summary |= {"rows": len(rows)}

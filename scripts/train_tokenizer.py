@@ -1,0 +1,19 @@
+"""Train a teacher's own byte-level BPE tokenizer on the training stories."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.data.corpus import train_tokenizer
+    from iskd.data.texts import read_texts
+
+    spec = job.params["spec"]
+    texts = read_texts(Path(job.inputs["train"]))
+    tokenizer = train_tokenizer(texts, spec["vocabulary"], spec["positions"])
+    tokenizer.save_pretrained(job.out)
+    job.summary |= {"vocabulary": len(tokenizer)}

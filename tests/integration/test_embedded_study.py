@@ -1,0 +1,98 @@
+"""The embedded study in full, twice: it means something, and it is the same every time.
+
+Minutes rather than seconds; `make test-study` and CI run it, `make test` does not.
+"""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import Clone, make_clone, without_network
+
+RESULTS = "results/embedded"
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The study without any network, where a network namespace can be had."""
+    clone = make_clone(tmp_path_factory.mktemp("offline") / "clone")
+    done = clone.snakemake("-c", "2", prefix=without_network() or ())
+    assert done.returncode == 0, done.stderr[-4000:]
+    return clone
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, offline: Clone) -> Clone:
+    """The study again, in a folder of another name."""
+    del offline
+    clone = make_clone(tmp_path_factory.mktemp("elsewhere") / "another clone")
+    done = clone.snakemake("-c", "2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return clone
+
+
+def scores(clone: Clone, arm: str, task: str, metric: str) -> dict[int, float]:
+    """Read one metric of one arm by step."""
+    with (clone.folder / RESULTS / "metrics.csv").open(encoding="utf-8", newline="") as stream:
+        return {
+            int(row["step"]): float(row["value"])
+            for row in csv.DictReader(stream)
+            if (row["arm"], row["task"], row["metric"]) == (arm, task, metric)
+        }
+
+
+def test_study_runs_without_a_network(offline: Clone) -> None:
+    if without_network() is None:
+        pytest.skip("no network namespace can be made here")
+    assert (offline.folder / RESULTS / "paper/figure_tradeoff_toy.pdf").exists()
+
+
+def test_two_folders_give_the_same_metrics(offline: Clone, elsewhere: Clone) -> None:
+    ours, theirs = (
+        (clone.folder / RESULTS / "metrics.csv").read_bytes() for clone in (offline, elsewhere)
+    )
+    assert ours == theirs
+
+
+def test_two_folders_give_the_same_artifacts(offline: Clone, elsewhere: Clone) -> None:
+    ours, theirs = offline.files(RESULTS), elsewhere.files(RESULTS)
+    told_apart = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
+    assert set(ours) == set(theirs)
+    assert [n for n in ours if ours[n] != theirs[n] and not told_apart.search(n)] == []
+
+
+def test_teacher_understands_the_stories(offline: Clone) -> None:
+    with_context = scores(offline, "teacher", "cbt_context", "acc")[0]
+    without = scores(offline, "teacher", "cbt_question", "acc")[0]
+    assert with_context >= 0.5
+    assert with_context - without >= 0.2
+    assert scores(offline, "teacher", "hellaswag", "acc_norm")[0] >= 0.6
+
+
+@pytest.mark.parametrize(("task", "metric"), [("cbt_context", "acc"), ("hellaswag", "acc_norm")])
+def test_scores_fall_as_blocks_are_replaced(offline: Clone, task: str, metric: str) -> None:
+    teacher = scores(offline, "teacher", task, metric)[0]
+    steps = scores(offline, "iskd", task, metric)
+    # More than two standard errors of a difference at this number of rows.
+    assert steps[max(steps)] < teacher - 0.1
+    assert sum(steps.values()) / len(steps) < teacher
+
+
+def test_loss_rises_as_blocks_are_replaced(offline: Clone) -> None:
+    teacher = scores(offline, "teacher", "heldout", "loss")[0]
+    steps = scores(offline, "iskd", "heldout", "loss")
+    assert steps[max(steps)] > teacher
+    assert steps[max(steps)] > steps[1]
+
+
+def test_finished_study_has_nothing_to_do(offline: Clone) -> None:
+    done = offline.snakemake("-c", "2")
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_paper_folder_is_complete(offline: Clone) -> None:
+    names = {f.name for f in Path(offline.folder / RESULTS / "paper").iterdir()}
+    assert {f"figure_tradeoff_toy.{s}" for s in ("pdf", "svg", "png", "csv")} <= names
+    assert {f"table_main.{s}" for s in ("tex", "csv", "md")} <= names

@@ -1,0 +1,154 @@
+"""Parameter counts: the paper's own shapes, to the last parameter."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig, PreTrainedConfig
+
+from iskd.errors import UserError
+from iskd.models import CompactSizes, compact_config, family_of, parameter_count
+from iskd.models.planning import compact_sizes, plan_substitutions, planned_parameters
+
+
+class Published(NamedTuple):
+    config: PreTrainedConfig
+    sizes: dict[str, Any]
+    order: list[int]
+    teacher: int
+    block: tuple[int, int]
+    first: int
+    headline: tuple[int, int]
+    reduction: float
+    last: int
+
+
+PUBLISHED = {
+    "gpt2": Published(
+        GPT2Config(),
+        {
+            "width": 128,
+            "heads": 2,
+            "blocks": 2,
+            "mlp": 512,
+            "positions": None,
+            "activation": "relu",
+        },
+        [5, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6, 0],
+        124_439_808,
+        (7_087_872, 725_376),
+        118_077_312,
+        (6, 86_264_832),
+        0.306775,
+        48_089_856,
+    ),
+    "phi": Published(
+        PhiConfig(),  # the library's defaults are Phi-1's shape
+        {
+            "width": 512,
+            "heads": 1,
+            "blocks": 4,
+            "mlp": 2048,
+            "positions": None,
+            "activation": "relu",
+        },
+        [9, 1, 19, 15, 14, 7, 17, 8, 10, 11, 13, 20, 0, 4, 12, 18, 6, 21, 5, 2, 23, 3, 16, 22],
+        1_418_270_720,
+        (50_354_176, 14_706_176),
+        1_382_622_720,
+        (12, 990_494_720),
+        0.301618,
+        562_718_720,
+    ),
+}
+
+
+@pytest.fixture(params=PUBLISHED)
+def published(request: pytest.FixtureRequest) -> Published:
+    found: Published = PUBLISHED[request.param]
+    return found
+
+
+def test_the_plan_gives_the_published_counts(published: Published) -> None:
+    plan = plan_substitutions(published.config, published.order, published.sizes)
+    left = [step["parameters"] for step in plan["steps"]]
+    step, at_headline = published.headline
+    assert plan["teacher_parameters"] == published.teacher
+    assert (left[0], left[step - 1], left[-1]) == (published.first, at_headline, published.last)
+    assert plan["steps"][step - 1]["reduction"] == pytest.approx(published.reduction, abs=5e-7)
+    assert [entry["step"] for entry in plan["steps"]] == list(range(1, len(left) + 1))
+    assert [entry["block"] for entry in plan["steps"]] == published.order
+    before, after = published.block
+    drops = {a - b for a, b in zip([published.teacher, *left], left, strict=False)}
+    assert drops == {before - after}
+
+
+def test_a_single_block_has_the_published_size(published: Published) -> None:
+    index = published.order[0]
+    config = compact_config(
+        published.config, [index], compact_sizes(published.sizes, published.config)
+    )
+    with torch.device("meta"):
+        blocks = [AutoModelForCausalLM.from_config(c) for c in (published.config, config)]
+    family = family_of(config)
+    sizes = tuple(sum(p.numel() for p in family.blocks(m)[index].parameters()) for m in blocks)
+    assert sizes == published.block
+
+
+def test_the_order_of_substitutions_does_not_change_the_config(published: Published) -> None:
+    sizes = compact_sizes(published.sizes, published.config)
+    at_once = compact_config(published.config, [5, 2, 7], sizes)
+    one_by_one: PreTrainedConfig = published.config
+    for index in (7, 5, 2):
+        one_by_one = compact_config(one_by_one, [index], sizes)
+    assert at_once.to_dict() == one_by_one.to_dict()
+
+
+def test_a_config_may_state_fewer_positions_than_the_teacher() -> None:
+    config = GPT2Config()
+    stated = compact_sizes({**PUBLISHED["gpt2"].sizes, "positions": 100}, config)
+    assert stated.positions == 100
+    assert parameter_count(compact_config(config, [0], stated)) == 118_077_312 - 924 * 128
+
+
+def test_a_config_with_compact_blocks_survives_its_file(
+    published: Published, tmp_path: Path
+) -> None:
+    sizes = compact_sizes(published.sizes, published.config)
+    config = compact_config(published.config, [3, 1], sizes)
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert [entry["index"] for entry in written["compact_blocks"]] == [1, 3]
+    read = type(config).from_pretrained(tmp_path)
+    assert parameter_count(read) == parameter_count(config)
+    assert read.to_dict() == config.to_dict()
+
+
+def test_the_teachers_config_stays_as_it_is(published: Published) -> None:
+    before = published.config.to_dict()
+    compact_config(published.config, [0], compact_sizes(published.sizes, published.config))
+    assert published.config.to_dict() == before
+
+
+@pytest.mark.parametrize("blocks", [[12], [-1], [3, 3]])
+def test_blocks_out_of_range_or_twice_are_refused(blocks: list[int]) -> None:
+    sizes = CompactSizes(width=8, heads=1, blocks=1, mlp=8, positions=8)
+    with pytest.raises(UserError, match="block"):
+        compact_config(GPT2Config(), blocks, sizes)
+
+
+def test_an_unknown_architecture_is_a_users_mistake() -> None:
+    with pytest.raises(UserError, match="'llama' is not supported"):
+        family_of(LlamaConfig())
+
+
+def test_a_baseline_reads_its_target_from_the_plan(tmp_path: Path) -> None:
+    published = PUBLISHED["gpt2"]
+    file = tmp_path / "plan.json"
+    plan = plan_substitutions(published.config, published.order, published.sizes)
+    file.write_text(json.dumps(plan))
+    assert planned_parameters(file, published.order[:6]) == published.headline[1]
+    with pytest.raises(RuntimeError, match="does not replace"):
+        planned_parameters(file, [7, 5])

@@ -1,0 +1,90 @@
+"""The optimiser's groups, on the real models' shapes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig, PreTrainedModel
+
+from iskd.models import CompactSizes, compact_config, family_of, parameter_count
+from iskd.training.optimizer import make_optimizer, parameter_groups
+
+GPT2_ORDER = [5, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6, 0]
+PHI_ORDER = [9, 1, 19, 15, 14, 7, 17, 8, 10, 11, 13, 20, 0, 4, 12, 18, 6, 21, 5, 2, 23, 3, 16, 22]
+CASES = {
+    "gpt2": (GPT2Config(), CompactSizes(128, 2, 2, 512, 1024), GPT2_ORDER),
+    "phi": (PhiConfig(), CompactSizes(512, 1, 4, 2048, 2048), PHI_ORDER),
+}
+STEPS = [(name, step) for name, (_, _, order) in CASES.items() for step in range(1, len(order) + 1)]
+
+
+def on_meta(name: str, order: Sequence[int]) -> PreTrainedModel:
+    config, sizes, _ = CASES[name]
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(compact_config(config, order, sizes))
+
+
+def groups_of(model: nn.Module, new: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    return parameter_groups(model, new, rate_new=1e-4, rate_rest=2e-5, weight_decay=0.01)
+
+
+@pytest.mark.parametrize(("name", "step"), STEPS)
+def test_at_every_step_each_parameter_is_in_exactly_one_group(name: str, step: int) -> None:
+    order = CASES[name][2][:step]
+    model = on_meta(name, order)
+    block = family_of(model.config).blocks(model)[order[-1]]
+    groups = groups_of(model, [block])
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted({id(p) for p in model.parameters()})
+    assert sum(p.numel() for g in groups for p in g["params"]) == parameter_count(model.config)
+    # The very block just replaced, and not those whose number begins alike (1, 10, 11).
+    fast = {id(p) for g in groups if g["lr"] == 1e-4 for p in g["params"]}
+    assert fast == {id(p) for p in block.parameters()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_only_matrices_decay(name: str) -> None:
+    model = on_meta(name, CASES[name][2][:2])
+    block = family_of(model.config).blocks(model)[CASES[name][2][1]]
+    groups = groups_of(model, [block])
+    assert len(groups) == 4
+    assert {(g["lr"], g["weight_decay"]) for g in groups} == {
+        (rate, decay) for rate in (1e-4, 2e-5) for decay in (0.01, 0.0)
+    }
+    for group in groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_tied_weights_are_trained_once() -> None:
+    model = on_meta("gpt2", [5])
+    tied = model.get_input_embeddings().weight
+    assert tied is model.get_output_embeddings().weight
+    groups = groups_of(model, [])
+    assert sum(p is tied for group in groups for p in group["params"]) == 1
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[0].requires_grad_(requires_grad=False)
+    groups = groups_of(model, [model[0]])
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model[1].parameters()}
+    assert {g["lr"] for g in groups} == {2e-5}
+
+
+def test_the_whole_model_may_be_new() -> None:
+    model = nn.Linear(3, 3)
+    assert {g["lr"] for g in groups_of(model, [model])} == {1e-4}
+    assert {g["lr"] for g in groups_of(model, [])} == {2e-5}
+
+
+def test_adam_adds_decay_to_the_gradient_and_adamw_takes_it_off_the_weight() -> None:
+    moved = {}
+    for name in ("adam", "adamw"):
+        weight = nn.Parameter(torch.full((2, 2), 4.0))
+        weight.grad = torch.zeros(2, 2)
+        make_optimizer(name, [{"params": [weight], "lr": 0.1, "weight_decay": 0.5}]).step()
+        moved[name] = weight[0, 0].item()
+    assert moved["adamw"] == pytest.approx(4.0 * (1 - 0.1 * 0.5))
+    assert moved["adam"] == pytest.approx(4.0 - 0.1)

@@ -1,0 +1,100 @@
+"""One evaluation on disk, and all of a study's in one table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iskd.evaluation.collect import collect
+from iskd.evaluation.metric import Metric
+from iskd.evaluation.results import RESULT, SAMPLES, read_result, write_result
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    metrics = {"acc": Metric(0.5, 0.1, 25), "loss": Metric(1.25, None, 1)}
+    write_result(tmp_path, metrics, facts={"chance": 0.1}, samples=[{"b": 1, "a": 2}, {"a": 3}])
+    found = read_result(tmp_path / RESULT)
+    assert found == {
+        "metrics": {
+            "acc": {"value": 0.5, "stderr": 0.1, "n": 25},
+            "loss": {"value": 1.25, "stderr": None, "n": 1},
+        },
+        "facts": {"chance": 0.1},
+    }
+    lines = (tmp_path / SAMPLES).read_text().splitlines()
+    assert lines == ['{"a": 2, "b": 1}', '{"a": 3}']
+
+
+def test_without_items_there_is_no_file_of_samples(tmp_path: Path) -> None:
+    write_result(tmp_path, {"loss": Metric(1.0, None, 1)})
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT]
+    assert read_result(tmp_path / RESULT)["facts"] == {}
+
+
+def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_result(tmp_path, {"loss": Metric(float("nan"), None, 1)})
+    assert not (tmp_path / RESULT).exists()
+
+
+MODELS = [
+    {"teacher": "t", "arm": "teacher", "seed": None, "step": 0},
+    {"teacher": "t", "arm": "iskd", "seed": 1, "step": 1},
+    {"teacher": "t", "arm": "iskd", "seed": 1, "step": 2},
+    {"teacher": "u", "arm": "teacher", "seed": None, "step": 0},
+    {"teacher": "u", "arm": "iskd", "seed": 1, "step": 1},
+]
+PARAMETERS = [100, 75, 60, 1000, 500]
+
+
+def study(folder: Path) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Write the results of two teachers, each with its own size."""
+    evaluations, heldout, about = [], [], []
+    for number, (model, parameters) in enumerate(zip(MODELS, PARAMETERS, strict=True)):
+        place = folder / f"heldout{number}"
+        place.mkdir()
+        facts = {"parameters": parameters}
+        write_result(place, {"loss": Metric(float(number), 0.5, 9)}, facts=facts)
+        heldout.append(str(place / RESULT))
+        for task in ("cloze", "endings"):
+            place = folder / f"{task}{number}"
+            place.mkdir()
+            write_result(place, {"acc": Metric(number / 10, None, 7)})
+            evaluations.append(str(place / RESULT))
+            about.append({**model, "task": task})
+    return evaluations, heldout, {"study": "s", "evaluations": about, "heldout": MODELS}
+
+
+def test_every_number_becomes_one_row_with_its_models_reduction(tmp_path: Path) -> None:
+    rows = collect(*study(tmp_path))
+    assert len(rows) == len(MODELS) * 4
+    assert len({tuple(row) for row in rows}) == 1
+    by = {(r["teacher"], r["step"], r["task"], r["metric"]): r for r in rows}
+    assert len(by) == len(rows)
+    last = by["t", 2, "endings", "acc"]
+    assert last == {
+        "study": "s",
+        "teacher": "t",
+        "arm": "iskd",
+        "seed": 1,
+        "step": 2,
+        "reduction": pytest.approx(0.4),
+        "task": "endings",
+        "metric": "acc",
+        "value": 0.2,
+        "stderr": None,
+        "n": 7,
+    }
+    assert by["u", 1, "heldout", "loss"]["reduction"] == pytest.approx(0.5)
+    assert by["u", 0, "model", "parameters"]["value"] == 1000
+    assert {r["reduction"] for r in rows if r["step"] == 0} == {0.0}
+    json.dumps(rows)
+
+
+def test_lists_that_do_not_match_are_a_bug(tmp_path: Path) -> None:
+    evaluations, heldout, spec = study(tmp_path)
+    with pytest.raises(ValueError, match="zip"):
+        collect(evaluations[:-1], heldout, spec)
+    with pytest.raises(ValueError, match="zip"):
+        collect(evaluations, heldout[:-1], spec)

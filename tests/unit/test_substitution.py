@@ -1,0 +1,189 @@
+"""Replacing one block: what is new, what is kept, what is refused."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from iskd.errors import UserError
+from iskd.models import (
+    CompactSizes,
+    NarrowSizes,
+    compact_config,
+    family_of,
+    narrow_config,
+    replace_block,
+)
+from iskd.models.sizes import ChangedBlocks
+from tests.unit.conftest import POSITIONS, MakeModel
+
+SIZES = CompactSizes(width=16, heads=2, blocks=2, mlp=24, positions=POSITIONS)
+IDS = torch.arange(1, 30)[None]
+
+
+@pytest.fixture(params=["gpt2", "phi"])
+def family(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_every_other_weight_is_kept_bit_for_bit(
+    family: str, index: int, tiny_model: MakeModel
+) -> None:
+    model = tiny_model(family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    new, block = replace_block(model, index, SIZES, "xavier", seed=1)
+    assert family_of(new.config).blocks(new)[index] is block
+    own = f"{family_of(new.config).blocks_path}.{index}."
+    after = new.state_dict()
+    kept = [name for name in before if not name.startswith(own)]
+    assert {name for name in after if not name.startswith(own)} == set(kept)
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert {id(p) for p in block.parameters()} <= {id(p) for p in new.parameters()}
+
+
+def test_earlier_compact_blocks_are_kept_too(family: str, tiny_model: MakeModel) -> None:
+    first, _ = replace_block(tiny_model(family), 2, SIZES, "xavier", seed=1)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.add_(0.01)
+    second, _ = replace_block(first, 0, SIZES, "xavier", seed=2)
+    own = f"{family_of(first.config).blocks_path}.0."
+    for name, value in first.state_dict().items():
+        if not name.startswith(own):
+            assert torch.equal(value, second.state_dict()[name]), name
+    assert [entry["index"] for entry in second.config.compact_blocks] == [0, 2]
+
+
+def test_the_new_model_gives_what_the_old_ones_other_blocks_give(
+    family: str, tiny_model: MakeModel
+) -> None:
+    """With a silent up-projection the compact block is a plain skip: the block is just gone."""
+    model = tiny_model(family)
+    new, block = replace_block(model, 1, SIZES, "xavier", seed=1)
+    shorter = tiny_model(family)
+    blocks = family_of(shorter.config).blocks(shorter)
+    del blocks[1]
+    shorter.config.num_hidden_layers = 2
+    with torch.no_grad():
+        block.get_parameter("up.weight").zero_()
+        block.get_parameter("up.bias").zero_()
+        torch.testing.assert_close(new(IDS).logits, shorter(IDS, use_cache=False).logits)
+
+
+def test_the_seed_decides_on_the_new_block(family: str, tiny_model: MakeModel) -> None:
+    states = [
+        replace_block(tiny_model(family), 1, SIZES, "xavier", seed=seed)[1].state_dict()
+        for seed in (5, 5, 6)
+    ]
+    matrices = [n for n, v in states[0].items() if v.ndim == 2]
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+    assert not any(torch.equal(states[0][n], states[2][n]) for n in matrices)
+
+
+def test_the_global_random_state_is_left_alone(family: str, tiny_model: MakeModel) -> None:
+    model = tiny_model(family)
+    random.seed(4)
+    torch.manual_seed(4)
+    states = torch.get_rng_state(), random.getstate()
+    replace_block(model, 1, SIZES, "xavier", seed=5)
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+
+
+def test_xavier_draws_both_projections_in_its_range(family: str, tiny_model: MakeModel) -> None:
+    model = tiny_model(family)
+    sizes = CompactSizes(width=64, heads=2, blocks=1, mlp=24, positions=POSITIONS)
+    _, block = replace_block(model, 1, sizes, "xavier", seed=1)
+    limit = (6 / (32 + 64)) ** 0.5
+    for name in ("down", "up"):
+        weight, bias = (block.get_parameter(f"{name}.{part}") for part in ("weight", "bias"))
+        assert weight.abs().max() <= limit
+        assert weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.1)
+        assert not bias.any()
+
+
+@pytest.mark.parametrize("initialisation", ["xavier", "family"])
+def test_the_rest_of_the_block_starts_as_the_family_does(
+    family: str, initialisation: str, tiny_model: MakeModel
+) -> None:
+    model = tiny_model(family)
+    sizes = CompactSizes(width=64, heads=2, blocks=2, mlp=64, positions=POSITIONS)
+    _, block = replace_block(model, 1, sizes, initialisation, seed=1)  # type: ignore[arg-type]
+    for name, value in block.named_parameters():
+        projection = name.split(".")[0] in ("down", "up")
+        if value.ndim == 1:
+            wanted = 1.0 if "norm" in name or "ln_" in name else 0.0
+            assert value.unique().tolist() == [wanted if name.endswith("weight") else 0.0], name
+        elif not (projection and initialisation == "xavier"):
+            # GPT-2 starts what writes into the stream smaller, by the root of twice the depth: 2.
+            scale = 0.01 if name.endswith("c_proj.weight") else 0.02
+            assert value.std().item() == pytest.approx(scale, rel=0.1), name
+
+
+@pytest.mark.parametrize("index", [-1, 3, 10])
+def test_a_block_that_does_not_exist_is_refused(
+    family: str, index: int, tiny_model: MakeModel
+) -> None:
+    with pytest.raises(UserError, match=f"block {index} does not exist.* 0 to 2"):
+        replace_block(tiny_model(family), index, SIZES, "xavier", seed=1)
+
+
+def test_a_block_is_compact_only_once(family: str, tiny_model: MakeModel) -> None:
+    model, _ = replace_block(tiny_model(family), 1, SIZES, "xavier", seed=1)
+    with pytest.raises(UserError, match="only once"):
+        replace_block(model, 1, SIZES, "xavier", seed=1)
+
+
+def test_a_narrow_block_can_become_compact_but_not_the_other_way(
+    family: str, tiny_model: MakeModel
+) -> None:
+    narrow = tiny_model(family, narrow={1: NarrowSizes(2, 5), 2: NarrowSizes(1, 6)})
+    model, block = replace_block(narrow, 1, SIZES, "xavier", seed=1)
+    assert ChangedBlocks.of(model.config) == ChangedBlocks({1: SIZES}, {2: NarrowSizes(1, 6)})
+    assert type(block).__name__.startswith("Compact")
+    with pytest.raises(UserError, match="only once"):
+        narrow_config(model.config, {1: NarrowSizes(1, 1)})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_precision_and_kernel_go_along(
+    family: str, training: bool, tiny_model: MakeModel
+) -> None:
+    model = tiny_model(family).to(torch.bfloat16).train(training)
+    model.set_attn_implementation("eager")
+    new, block = replace_block(model, 1, SIZES, "xavier", seed=1)
+    assert {m.training for m in new.modules()} == {training}
+    assert {p.dtype for p in new.parameters()} == {torch.bfloat16}
+    assert new.config._attn_implementation == "eager"
+    assert block.get_parameter("up.weight").device == model.device
+
+
+def test_tied_weights_stay_tied(tiny_model: MakeModel) -> None:
+    new, _ = replace_block(tiny_model("gpt2"), 1, SIZES, "xavier", seed=1)
+    assert new.get_output_embeddings().weight is new.get_input_embeddings().weight
+
+
+def test_settings_of_the_teacher_survive(family: str, tiny_model: MakeModel) -> None:
+    changed = {"gpt2": {"activation_function": "relu"}, "phi": {"hidden_act": "relu"}}[family]
+    model = tiny_model(family, bos_token_id=7, eos_token_id=8, **changed)
+    model.generation_config.max_new_tokens = 5
+    new, _ = replace_block(model, 1, SIZES, "xavier", seed=1)
+    for key, value in model.config.to_dict().items():
+        if key not in ("architectures", "model_type", "dtype"):
+            assert new.config.to_dict()[key] == value, key
+    assert new.generation_config.max_new_tokens == 5
+
+
+def test_a_teachers_rotary_settings_reach_the_compact_block(tiny_model: MakeModel) -> None:
+    rope = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}
+    model = tiny_model("phi", rope_parameters=rope)
+    new = AutoModelForCausalLM.from_config(compact_config(model.config, [1], SIZES))
+    block = family_of(new.config).blocks(new)[1]
+    rotary = block.get_submodule("rotary")
+    # A head of 8, a quarter of it rotated: one pair, and one frequency.
+    assert rotary.get_buffer("inv_freq").tolist() == [1.0]
+    assert new(IDS).logits.isfinite().all()

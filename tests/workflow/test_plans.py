@@ -1,0 +1,102 @@
+"""The studies that are shipped plan, and the house is laid out as it promises."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT, Clone
+
+RULE = re.compile(r"^rule (\w+):", re.MULTILINE)
+
+
+def rules() -> dict[str, str]:
+    """Give every rule's text by its name."""
+    found: dict[str, str] = {}
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        parts = RULE.split(file.read_text(encoding="utf-8"))
+        found |= dict(zip(parts[1::2], parts[2::2], strict=True))
+    return found
+
+
+RULES = rules()
+
+
+def test_embedded_study_plans(clone: Clone) -> None:
+    done = clone.snakemake("-n")
+    assert done.returncode == 0, done.stderr
+    assert "pretrain_teacher" in done.stdout + done.stderr
+
+
+def test_paper_study_plans_without_network_or_data(clone: Clone) -> None:
+    done = clone.snakemake("-n", "-q", "rules", "--configfile", "config/paper.yaml")
+    assert done.returncode == 0, done.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
+    # 12 blocks of GPT-2 and 24 of Phi-1; two teachers with three baselines and themselves.
+    assert counts["substitute_block"] == "36"
+    assert counts["evaluate_heldout"] == str(36 + 2 * (3 + 1))
+    assert counts["download_model"] == "2"
+    assert not (clone.folder / "results").exists()
+
+
+def test_prefetch_is_all_that_needs_a_network(clone: Clone) -> None:
+    done = clone.snakemake("-n", "-q", "rules", "prefetch", "--configfile", "config/paper.yaml")
+    assert done.returncode == 0, done.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
+    assert set(counts) == {
+        "download_model",
+        "download_corpus",
+        "download_task",
+        "prefetch",
+        "total",
+    }
+
+
+@pytest.mark.skipif(
+    "ISKD_REAL_DATA" not in os.environ, reason="ISKD_REAL_DATA names no folder with real text"
+)
+def test_real_study_plans(clone: Clone) -> None:
+    done = clone.snakemake("-n", "--configfile", "config/real.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "split_corpus" in done.stdout + done.stderr
+
+
+def test_lint_is_clean(clone: Clone) -> None:
+    done = clone.snakemake("--lint")
+    assert done.returncode == 0, done.stdout
+    assert "good condition" in done.stdout + done.stderr
+
+
+def test_generated_files_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "iskd.config", "--check"],
+        cwd=ROOT / "scripts",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("rule", [name for name, text in RULES.items() if "script:" in text])
+def test_rule_script_log_and_folder_have_one_name(rule: str) -> None:
+    text = RULES[rule]
+    script = ROOT / "scripts" / f"{rule}.py"
+    assert f"../../scripts/{rule}.py" in text
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 50
+    assert re.search(rf'"<logs>/{rule}(/|\.log)', text)
+    assert f"<results>/{rule}/" in text
+    assert f'code_fingerprint("{rule}")' in text
+
+
+def test_no_script_lies_without_a_rule() -> None:
+    named = {name for name, text in RULES.items() if "script:" in text}
+    assert {file.stem for file in (ROOT / "scripts").glob("*.py")} == named
+
+
+def test_library_does_not_import_snakemake() -> None:
+    for file in (ROOT / "scripts/iskd").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(from|import) snakemake", text, re.MULTILINE), file

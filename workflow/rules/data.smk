@@ -1,0 +1,92 @@
+# From raw text to stories, tokens and task rows.
+
+
+rule make_toyworld:
+    """Make the embedded world's stories and its two tasks from a seed."""
+    output:
+        train="<results>/make_toyworld/train.jsonl",
+        heldout="<results>/make_toyworld/heldout.jsonl",
+        cbt="<results>/make_toyworld/cbt.jsonl",
+        hellaswag="<results>/make_toyworld/hellaswag.jsonl",
+        manifest="<results>/make_toyworld/manifest.json",
+    log:
+        "<logs>/make_toyworld.log",
+    benchmark:
+        "<benchmarks>/make_toyworld.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=STUDY.corpus.model_dump(exclude={"source", "seed", "block_length"}),
+        seed=STUDY.corpus.seed,
+        code=code_fingerprint("make_toyworld"),
+    script:
+        "../../scripts/make_toyworld.py"
+
+
+rule split_corpus:
+    """Split a corpus that is not made here into stories to train on and held-out ones."""
+    input:
+        texts=corpus_texts,
+        manifest=corpus_manifest,
+    output:
+        train="<results>/split_corpus/train.jsonl",
+        heldout="<results>/split_corpus/heldout.jsonl",
+        manifest="<results>/split_corpus/manifest.json",
+    log:
+        "<logs>/split_corpus.log",
+    benchmark:
+        "<benchmarks>/split_corpus.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=STUDY.corpus.model_dump(include={"rows", "heldout_share"}),
+        seed=STUDY.corpus.seed,
+        code=code_fingerprint("split_corpus"),
+    script:
+        "../../scripts/split_corpus.py"
+
+
+rule prepare_corpus:
+    """Cut the stories into token sequences of fixed length with a teacher's tokenizer."""
+    input:
+        unpack(lambda wildcards: text_file("train") | text_file("heldout")),
+        tokenizer=tokenizer_manifest,
+    output:
+        train="<results>/prepare_corpus/{teacher}/train.safetensors",
+        heldout="<results>/prepare_corpus/{teacher}/heldout.safetensors",
+        manifest="<results>/prepare_corpus/{teacher}/manifest.json",
+    log:
+        "<logs>/prepare_corpus/{teacher}.log",
+    benchmark:
+        "<benchmarks>/prepare_corpus/{teacher}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        spec={"block_length": STUDY.corpus.block_length},
+        code=code_fingerprint("prepare_corpus"),
+    script:
+        "../../scripts/prepare_corpus.py"
+
+
+rule prepare_task:
+    """Put a task's rows into one file, drawn from the seed, wherever they come from."""
+    input:
+        unpack(task_rows),
+    output:
+        rows="<results>/prepare_task/{task}/rows.jsonl",
+        manifest="<results>/prepare_task/{task}/manifest.json",
+    log:
+        "<logs>/prepare_task/{task}.log",
+    benchmark:
+        "<benchmarks>/prepare_task/{task}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=lambda wildcards: PLAN.rows_spec(wildcards.task),
+        seed=lambda wildcards: STUDY.tasks[wildcards.task].seed,
+        code=code_fingerprint("prepare_task"),
+    script:
+        "../../scripts/prepare_task.py"

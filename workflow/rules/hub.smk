@@ -1,0 +1,73 @@
+# The three rules that need a network. `snakemake prefetch` runs them all, on the login node.
+
+
+rule prefetch:
+    """Fetch everything a study needs from the hub; after it, no job needs a network."""
+    input:
+        expand("<results>/download_model/{teacher}/manifest.json", teacher=PLAN.hub_teachers()),
+        expand("<results>/download_task/{task}/manifest.json", task=PLAN.hub_tasks()),
+        ["<results>/download_corpus/manifest.json"]
+        if isinstance(STUDY.corpus, HubCorpus)
+        else [],
+    localrule: True
+
+
+rule download_model:
+    """Fetch a teacher at its pinned or locked commit."""
+    output:
+        [f"<results>/download_model/{{teacher}}/{name}" for name in TEACHER_FILES],
+        manifest="<results>/download_model/{teacher}/manifest.json",
+    log:
+        "<logs>/download_model/{teacher}.log",
+    conda:
+        "../../envs/iskd.yaml"
+    retries: 2
+    params:
+        spec=lambda wildcards: STUDY.teachers[wildcards.teacher].model_dump(
+            include={"model", "revision", "family", "blocks"}
+        ),
+        lock=HUB_LOCK,
+        code=code_fingerprint("download_model"),
+    localrule: True
+    script:
+        "../../scripts/download_model.py"
+
+
+rule download_corpus:
+    """Fetch the corpus at its pinned or locked commit."""
+    output:
+        texts="<results>/download_corpus/texts.jsonl",
+        manifest="<results>/download_corpus/manifest.json",
+    log:
+        "<logs>/download_corpus.log",
+    conda:
+        "../../envs/iskd.yaml"
+    retries: 2
+    params:
+        spec=STUDY.corpus.model_dump(include={"dataset", "revision", "split", "rows"}),
+        lock=HUB_LOCK,
+        code=code_fingerprint("download_corpus"),
+    localrule: True
+    script:
+        "../../scripts/download_corpus.py"
+
+
+rule download_task:
+    """Fetch a task's rows at their pinned or locked commit."""
+    output:
+        rows="<results>/download_task/{task}/rows.jsonl",
+        manifest="<results>/download_task/{task}/manifest.json",
+    log:
+        "<logs>/download_task/{task}.log",
+    conda:
+        "../../envs/iskd.yaml"
+    retries: 2
+    params:
+        spec=lambda wildcards: STUDY.tasks[wildcards.task].model_dump(
+            include={"dataset", "config", "revision", "split"}
+        ),
+        lock=HUB_LOCK,
+        code=code_fingerprint("download_task"),
+    localrule: True
+    script:
+        "../../scripts/download_task.py"

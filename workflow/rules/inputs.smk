@@ -1,0 +1,120 @@
+# Where each rule finds its inputs, and what resources it asks for.
+
+# --- places ---------------------------------------------------------------------------------
+
+
+def model_folder(model):
+    """Give the folder of a model's artifact."""
+    return f"<results>/{PLAN.place(model)}"
+
+
+def model_inputs(name, model):
+    """Give a model's manifest and weights as inputs: the manifest decides on reruns."""
+    folder = model_folder(model)
+    return {
+        name: f"{folder}/manifest.json",
+        f"{name}_weights": ancient(f"{folder}/model.safetensors"),
+    }
+
+
+def text_file(part):
+    """Give the stories to train on or those held out."""
+    maker = "make_toyworld" if isinstance(STUDY.corpus, ToyCorpus) else "split_corpus"
+    return {
+        f"{part}_manifest": f"<results>/{maker}/manifest.json",
+        part: ancient(f"<results>/{maker}/{part}.jsonl"),
+    }
+
+
+def blocks_file(teacher, part):
+    """Give a teacher's token sequences."""
+    folder = f"<results>/prepare_corpus/{teacher}"
+    return {
+        f"{part}_manifest": f"{folder}/manifest.json",
+        part: ancient(f"{folder}/{part}.safetensors"),
+    }
+
+
+def wildcard_model(wildcards):
+    """Give the model that a rule with teacher, arm, seed and step makes."""
+    return ModelId(
+        wildcards.teacher, wildcards.arm, int(wildcards.seed), int(wildcards.step)
+    )
+
+
+# --- inputs of rules ------------------------------------------------------------------------
+
+
+def corpus_texts(wildcards):
+    """Find the files that hold a corpus that is not made here."""
+    if isinstance(STUDY.corpus, HubCorpus):
+        return ["<results>/download_corpus/texts.jsonl"]
+    folder = data_folder(STUDY, config_name())
+    return [str(folder / name) for name in STUDY.corpus.files]
+
+
+def corpus_manifest(wildcards):
+    """Find the manifest beside a fetched corpus; local files have none."""
+    if isinstance(STUDY.corpus, HubCorpus):
+        return ["<results>/download_corpus/manifest.json"]
+    return []
+
+
+def tokenizer_manifest(wildcards):
+    """Find a teacher's tokenizer: trained here, or fetched with the teacher."""
+    teacher = STUDY.teachers[wildcards.teacher]
+    maker = "download_model" if isinstance(teacher, HubTeacher) else "train_tokenizer"
+    return f"<results>/{maker}/{wildcards.teacher}/manifest.json"
+
+
+def task_rows(wildcards):
+    """Find the rows of a task before they are drawn."""
+    task = STUDY.tasks[wildcards.task]
+    if task.source == "heldout":
+        found = text_file("heldout")
+        return {"rows": found["heldout"], "rows_manifest": found["heldout_manifest"]}
+    if task.source == "file":
+        return {"rows": str(data_folder(STUDY, config_name()) / task.file)}
+    if task.source == "toyworld":
+        name = "hellaswag" if PLAN.kind(wildcards.task) == "hellaswag" else "cbt"
+        folder, file = "<results>/make_toyworld", f"{name}.jsonl"
+    else:
+        folder, file = f"<results>/download_task/{wildcards.task}", "rows.jsonl"
+    return {"rows": ancient(f"{folder}/{file}"), "rows_manifest": f"{folder}/manifest.json"}
+
+
+def baseline_inputs(wildcards):
+    """Give a baseline the teacher and the tokens."""
+    teacher = PLAN.teacher_model(wildcards.teacher)
+    return model_inputs("teacher", teacher) | blocks_file(wildcards.teacher, "train")
+
+
+def reference_plan(wildcards):
+    """Find the plan of the ISKD arm whose size is matched."""
+    model = PLAN.reference(wildcard_model(wildcards))
+    place = f"{model.teacher}/{model.arm}/seed_{model.seed}"
+    return ancient(f"<results>/plan_substitutions/{place}/manifest.json")
+
+
+def evaluated_model(wildcards):
+    """Give the model to evaluate."""
+    return model_inputs("model", ModelId.parse(wildcards.model))
+
+
+def heldout_inputs(wildcards):
+    """Give the model and its teacher's held-out tokens."""
+    teacher = ModelId.parse(wildcards.model).teacher
+    return evaluated_model(wildcards) | blocks_file(teacher, "heldout")
+
+
+# --- resources ------------------------------------------------------------------------------
+
+
+def training_memory(wildcards, attempt):
+    """Ask for memory in MB, half as much again with every attempt."""
+    return int(16000 * 1.5 ** (attempt - 1))
+
+
+def training_runtime(wildcards, attempt):
+    """Ask for time in minutes, twice as much with every attempt."""
+    return 240 * 2 ** (attempt - 1)

@@ -1,0 +1,57 @@
+# The chain: one job and one checkpoint per replaced block.
+
+
+rule plan_substitutions:
+    """Write down which block goes when and how many parameters each step leaves."""
+    input:
+        unpack(
+            lambda wildcards: model_inputs("teacher", PLAN.teacher_model(wildcards.teacher))
+        ),
+    output:
+        plan="<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/plan.json",
+        manifest="<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/manifest.json",
+    log:
+        "<logs>/plan_substitutions/{teacher}/{arm}/seed_{seed}.log",
+    benchmark:
+        "<benchmarks>/plan_substitutions/{teacher}/{arm}/seed_{seed}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=lambda wildcards: PLAN.plan_spec(wildcards.teacher, int(wildcards.seed)),
+        seed=lambda wildcards: int(wildcards.seed),
+        code=code_fingerprint("plan_substitutions"),
+    script:
+        "../../scripts/plan_substitutions.py"
+
+
+rule substitute_block:
+    """Replace the step's block by a compact one and fine-tune the whole model."""
+    input:
+        unpack(lambda wildcards: model_inputs("previous", PLAN.previous(wildcard_model(wildcards)))),
+        unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
+        # The step's block is a parameter; a longer plan must not repeat the steps already made.
+        plan=ancient("<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/manifest.json"),
+    output:
+        [
+            f"<results>/substitute_block/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
+            for name in MODEL_FILES
+        ],
+        manifest="<results>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
+    log:
+        "<logs>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}.log",
+    benchmark:
+        "<benchmarks>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    # Everything waits for the chain, so it goes before the side branches.
+    priority: 10
+    resources:
+        gpu=1,
+        mem_mb=training_memory,
+        runtime=training_runtime,
+    params:
+        spec=lambda wildcards: PLAN.substitution_spec(wildcard_model(wildcards)),
+        seed=lambda wildcards: int(wildcards.seed),
+        code=code_fingerprint("substitute_block"),
+    script:
+        "../../scripts/substitute_block.py"

@@ -1,0 +1,47 @@
+# Teachers that are trained here, with a tokenizer of their own.
+
+
+rule train_tokenizer:
+    """Train a small byte-level BPE tokenizer on the training stories."""
+    input:
+        unpack(lambda wildcards: text_file("train")),
+    output:
+        "<results>/train_tokenizer/{teacher}/tokenizer.json",
+        "<results>/train_tokenizer/{teacher}/tokenizer_config.json",
+        manifest="<results>/train_tokenizer/{teacher}/manifest.json",
+    log:
+        "<logs>/train_tokenizer/{teacher}.log",
+    benchmark:
+        "<benchmarks>/train_tokenizer/{teacher}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=lambda wildcards: PLAN.tokenizer_spec(wildcards.teacher),
+        code=code_fingerprint("train_tokenizer"),
+    script:
+        "../../scripts/train_tokenizer.py"
+
+
+rule pretrain_teacher:
+    """Train a teacher from scratch on the corpus."""
+    input:
+        unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
+        tokenizer="<results>/train_tokenizer/{teacher}/manifest.json",
+    output:
+        [f"<results>/pretrain_teacher/{{teacher}}/{name}" for name in MODEL_FILES],
+        manifest="<results>/pretrain_teacher/{teacher}/manifest.json",
+    log:
+        "<logs>/pretrain_teacher/{teacher}.log",
+    benchmark:
+        "<benchmarks>/pretrain_teacher/{teacher}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    resources:
+        gpu=1,
+        mem_mb=training_memory,
+        runtime=training_runtime,
+    params:
+        spec=lambda wildcards: PLAN.pretraining_spec(wildcards.teacher),
+        code=code_fingerprint("pretrain_teacher"),
+    script:
+        "../../scripts/pretrain_teacher.py"
