@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake, network=True) as job:
-    from iskd.data.hub import fetch_rows, locked_revision
+    from iskd.data.hub import fetch_texts, locked_revision
     from iskd.data.texts import write_texts
 
     spec = job.params["spec"]
     commit = locked_revision(spec["dataset"], "dataset", spec["revision"], Path(job.params["lock"]))
-    rows = fetch_rows(spec["dataset"], None, spec["split"], commit, spec["rows"])
-    write_texts((row["text"] for row in rows), job.out / "texts.jsonl")
+    texts = fetch_texts(spec["dataset"], spec["split"], commit, spec["rows"])
+    write_texts(texts, job.out / "texts.jsonl")
     job.summary |= {"dataset": spec["dataset"], "commit": commit}

@@ -132,11 +132,12 @@ def _how(started: float, threads: int) -> dict[str, Any]:
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
     changes = _git("status", "--porcelain", "--untracked-files=no")
+    modified = None if changes is None else bool(changes)
     return {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 3),
         "host": {"machine": platform.machine(), "system": platform.system()},
-        "git": {"commit": _git("rev-parse", "HEAD"), "modified": bool(changes)},
+        "git": {"commit": _git("rev-parse", "HEAD"), "modified": modified},
         "versions": _versions(),
         "threads": threads,
         "device": torch.cuda.get_device_name() if torch is not None and cuda else "cpu",

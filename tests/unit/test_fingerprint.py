@@ -161,9 +161,6 @@ def test_a_module_that_is_not_imported_does_not_count(rule: str, file: str, scri
     assert digest(rule) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="evaluation/lm.py finds the task files by path and imports none of them"
-)
 @pytest.mark.parametrize(
     "file",
     ["cbt.py", "cbt_question.yaml", "_cbt.yaml"],

@@ -119,10 +119,10 @@ def test_the_weakest_units_rank_first(family: str, tiny_model: MakeModel) -> Non
     block = family_of(teacher.config).blocks(teacher)[2]
     with torch.no_grad():
         if family == "gpt2":
-            for weight, axis in (("c_attn.weight", 1), ("c_attn.bias", 0)):
-                fused = block.get_parameter(f"attn.{weight}")
-                for part in range(3):
-                    fused.narrow(axis, part * 32 + 3 * HEAD_SIZE, HEAD_SIZE).mul_(1e-3)
+            for fused_part, axis in (("c_attn.weight", 1), ("c_attn.bias", 0)):
+                fused = block.get_parameter(f"attn.{fused_part}")
+                for third in range(3):
+                    fused.narrow(axis, third * 32 + 3 * HEAD_SIZE, HEAD_SIZE).mul_(1e-3)
             block.get_parameter("attn.c_proj.weight")[3 * HEAD_SIZE :].mul_(1e-3)
             block.get_parameter("mlp.c_fc.weight")[:, 77].mul_(1e-4)
             block.get_parameter("mlp.c_fc.bias")[77].mul_(1e-4)

@@ -80,6 +80,12 @@ def work(snakemake: Any, content: str = "text") -> None:
         job.log.info("half way")
 
 
+def fail(error: BaseException, snakemake: Any = None) -> None:
+    with run_rule(snakemake or rule()) as job:
+        (job.out / "a.txt").write_text("half")
+        raise error
+
+
 FOLDER = Path("results/make")
 
 
@@ -131,9 +137,8 @@ def test_only_a_download_may_open_a_connection(network: bool) -> None:
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught, run_rule(rule()) as job:
-        (job.out / "a.txt").touch()
-        raise UserError("corpus: too\nshort")
+    with pytest.raises(SystemExit) as caught:
+        fail(UserError("corpus: too\nshort"))
     assert caught.value.code == "make: corpus: too short"  # Python prints it and exits with 1
     assert capsys.readouterr().err == ""
     log = Path("results/logs/make.log").read_text()
@@ -181,18 +186,16 @@ def test_any_other_failure_leaves_its_traceback_in_the_log() -> None:
 
 
 def test_an_interrupt_publishes_nothing() -> None:
-    with pytest.raises(KeyboardInterrupt), run_rule(rule()) as job:
-        (job.out / "a.txt").touch()
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail(KeyboardInterrupt())
     assert os.listdir("results") == ["logs"]  # noqa: PTH208
 
 
 def test_a_failure_leaves_the_old_artifact_in_place() -> None:
     work(rule())
     before = (FOLDER / MANIFEST).read_bytes()
-    with pytest.raises(SystemExit), run_rule(rule(), network=False) as job:
-        (job.out / "a.txt").write_text("half")
-        raise UserError("no")
+    with pytest.raises(SystemExit):
+        fail(UserError("no"))
     assert (FOLDER / MANIFEST).read_bytes() == before
     assert (FOLDER / "a.txt").read_text() == "text"
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +56,9 @@ def clone(tmp_path: Path) -> Clone:
 
 
 @pytest.fixture(scope="session")
-def clone_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Clone]]:
+def clone_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
     """Make copies that several tests share."""
-    yield lambda name: make_clone(tmp_path_factory.mktemp(name) / "clone")
+    return lambda name: make_clone(tmp_path_factory.mktemp(name) / "clone")
 
 
 def without_network() -> list[str] | None:

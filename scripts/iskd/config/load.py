@@ -205,7 +205,6 @@ class _Checks:
             own = teacher.architecture
             shapes["architecture"] = (own.width, own.heads)
             self.long_enough(f"{key}.architecture.positions", own.positions)
-        self.long_enough(f"{key}.compact.positions", teacher.compact.positions)
         for part, (width, heads) in shapes.items():
             if width % heads:
                 self.fail(f"{key}.{part}.heads", f"{heads} does not divide the width {width}")
@@ -217,9 +216,9 @@ class _Checks:
                     f"{heads} makes heads of size {width // heads}; phi needs a multiple of 4",
                 )
 
-    def long_enough(self, key: str, positions: int | None) -> None:
+    def long_enough(self, key: str, positions: int) -> None:
         length = self.study.corpus.block_length
-        if positions is not None and positions < length:
+        if positions < length:
             self.fail(
                 key,
                 f"{positions} is less than corpus.block_length ({length}); "

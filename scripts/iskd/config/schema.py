@@ -93,6 +93,13 @@ class Training(Section):
     )
 
 
+class LearningRatesOverride(Section):
+    """The learning rates that an arm sets differently."""
+
+    compact: Rate | None = Field(None, description="As in the teacher's training settings.")
+    rest: Rate | None = Field(None, description="As in the teacher's training settings.")
+
+
 class BaselineOverride(Section):
     """Keys of a teacher's training settings that a baseline sets differently.
 
@@ -100,7 +107,9 @@ class BaselineOverride(Section):
     """
 
     batch_size: Positive | None = Field(None, description="As in the teacher's settings.")
-    learning_rate: LearningRates | None = Field(None, description="Both rates of this arm.")
+    learning_rate: LearningRatesOverride | None = Field(
+        None, description="The rates this arm sets differently."
+    )
     optimizer: Literal["adam", "adamw"] | None = Field(
         None, description="As in the teacher's settings."
     )
@@ -177,9 +186,6 @@ class Compact(Section):
     heads: Positive = Field(description="Attention heads of each inner layer.")
     blocks: Positive = Field(description="Inner layers.")
     mlp: Positive = Field(description="Width of the inner MLPs.")
-    positions: Positive | None = Field(
-        None, description="Length of the inner position embedding; left out, the teacher's."
-    )
     activation: Literal["relu", "gelu", "gelu_new", "silu"] = Field(
         "relu", description="Function after the down-projection."
     )

@@ -143,15 +143,18 @@ class StudyPlan:
         return list(settings.order[:steps])
 
     def sizes(self, teacher: str) -> dict[str, Any]:
-        """Give the compact block's sizes (``positions`` is None for the teacher's own)."""
+        """Give the compact block's sizes; its positions are the teacher's."""
         compact = self.study.teachers[teacher].compact
         return compact.model_dump(exclude={"recipe", "initialisation"})
 
     def training(self, teacher: str, arm: str) -> dict[str, Any]:
         """Merge an arm's training settings over its teacher's."""
-        base = self.study.teachers[teacher].training.model_dump()
+        merged = self.study.teachers[teacher].training.model_dump()
         own = self.study.arms[arm].training.model_dump(exclude_none=True)
-        return Training.model_validate({**base, **own}).model_dump()
+        rates = own.pop("learning_rate", {})
+        merged |= own
+        merged["learning_rate"] |= rates
+        return Training.model_validate(merged).model_dump()
 
     def plan_spec(self, teacher: str, seed: int) -> dict[str, Any]:
         """Parameters of ``plan_substitutions``."""
@@ -174,11 +177,12 @@ class StudyPlan:
         reference = self.reference(model)
         matched = self.training(model.teacher, reference.arm)
         tokens = {key: matched[key] for key in ("epochs", "sequences")}
-        spec: dict[str, Any] = {
-            "replaced": self.order(model.teacher, model.seed)[: model.step],
-            "sizes": self.sizes(model.teacher),
-            "training": self.training(model.teacher, model.arm) | tokens,
-        }
+        spec: dict[str, Any] = {"training": self.training(model.teacher, model.arm) | tokens}
+        if isinstance(arm, L1Arm):
+            # The target size stands in the plan. These decide it, and the plan itself does not
+            # trigger a rerun: more steps would change it and leave this size as it is.
+            spec["replaced"] = self.order(model.teacher, model.seed)[: model.step]
+            spec["sizes"] = self.sizes(model.teacher)
         if isinstance(arm, KdArm):
             student = self.study.teachers[model.teacher].student
             assert student is not None  # noqa: S101 - checked when the config was read

@@ -127,3 +127,19 @@ def fetch_rows(
         yield from islice(dataset, rows)
     except _HUB_ERRORS as error:
         raise _fetching(repo, error) from error
+
+
+def fetch_texts(repo: str, split: str, commit: str, rows: int | None) -> Iterator[str]:
+    """Give the stories of a data set's split: the field ``text`` of :func:`fetch_rows`.
+
+    Raises:
+        UserError: it cannot be fetched, or a row has no text.
+    """
+    for number, row in enumerate(fetch_rows(repo, None, split, commit, rows), 1):
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise UserError(
+                f"{repo}, row {number}: no field text (there are {', '.join(row)}); choose a data "
+                f"set of stories with a field text"
+            )
+        yield text

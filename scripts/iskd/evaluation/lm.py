@@ -23,6 +23,7 @@ from tqdm import tqdm
 from iskd.data.rows import Row
 from iskd.errors import UserError
 from iskd.evaluation.kinds import Kind
+from iskd.evaluation.tasks import cbt
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OWN_TASKS = Path(__file__).parent / "tasks"
+_OWN_TASKS = Path(cbt.__file__).parent
 _LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
 _REPORTS = 10
 """How often progress is logged in one evaluation where no progress bar can be drawn."""

@@ -81,10 +81,10 @@ class CompactGPT2Block(GradientCheckpointingLayer):
 
         The library's ``post_init`` leaves this step out for classes that are not its own.
         """
+        std = initializer_range / math.sqrt(2 * len(self.blocks))
         for block in self.blocks:
-            for layer in (block.attn, block.mlp):
-                std = initializer_range / math.sqrt(2 * len(self.blocks))
-                nn.init.normal_(layer.c_proj.weight, mean=0.0, std=std)
+            for name in ("attn", "mlp"):
+                nn.init.normal_(block.get_parameter(f"{name}.c_proj.weight"), mean=0.0, std=std)
 
     def forward(
         self,

@@ -11,9 +11,11 @@ from iskd.models.substitution import compact_config, parameter_count
 
 
 def compact_sizes(sizes: dict[str, Any], config: PreTrainedConfig) -> CompactSizes:
-    """Complete the config's sizes of a compact block with the model's own number of positions."""
-    positions = sizes["positions"] or config.max_position_embeddings
-    return CompactSizes(**{**sizes, "positions": positions})
+    """Complete the config's sizes of a compact block with the model's own number of positions.
+
+    A shorter inner position embedding would fail on the first text longer than that.
+    """
+    return CompactSizes(**sizes, positions=config.max_position_embeddings)
 
 
 def plan_substitutions(

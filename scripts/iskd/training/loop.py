@@ -150,28 +150,32 @@ def fine_tune(
     steps = -(-len(blocks) // settings["batch_size"]) * settings["epochs"]
     history: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=settings["epochs"],
+            per_device_train_batch_size=settings["batch_size"],
+            lr_scheduler_type=_SCHEDULES[settings["schedule"]],
+            warmup_steps=round(settings["warmup"] * steps),
+            max_grad_norm=settings["clip"] or 0.0,
+            bf16=settings["precision"] == "bfloat16",
+            seed=seed,
+            data_seed=seed,
+            logging_steps=max(1, steps // REPORTS),
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            # The Trainer writes its own choice into the model's config, which is published.
+            use_cache=model.config.use_cache,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        if args.n_gpu > 1:
+            # The Trainer would spread each batch over all GPUs in sight, as so many times a batch.
+            args._n_gpu = 1
         trainer = _ObjectiveTrainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=settings["epochs"],
-                per_device_train_batch_size=settings["batch_size"],
-                lr_scheduler_type=_SCHEDULES[settings["schedule"]],
-                warmup_steps=round(settings["warmup"] * steps),
-                max_grad_norm=settings["clip"] or 0.0,
-                bf16=settings["precision"] == "bfloat16",
-                seed=seed,
-                data_seed=seed,
-                logging_steps=max(1, steps // REPORTS),
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                # The Trainer writes its own choice into the model's config, which is published.
-                use_cache=model.config.use_cache,
-                use_cpu=not torch.cuda.is_available(),
-                dataloader_pin_memory=torch.cuda.is_available(),
-            ),
+            args=args,
             train_dataset=TokenBlocks(blocks),
             optimizers=(optimizer, None),
             callbacks=[_Reporter(history, blocks, settings["batch_size"])],

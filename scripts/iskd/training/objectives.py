@@ -1,7 +1,6 @@
 """What a model is trained to do, as a loss over one batch."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -55,10 +54,3 @@ class Distillation:
         return (1 - self.weight) * _cross_entropy(logits, ids) + (
             self.weight * self.temperature**2 * divergence
         )
-
-
-def objective_of(spec: dict[str, Any], teacher: PreTrainedModel | None) -> Objective:
-    """Choose the objective a baseline's parameters ask for."""
-    if teacher is None:
-        return next_token_loss
-    return Distillation(teacher, temperature=spec["temperature"], weight=spec["weight"])

@@ -1,0 +1,340 @@
+"""A study's config: its defaults, and a one-line message with the key for every mistake."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from iskd.config import check_data_files, data_folder, json_schema, load_study
+from iskd.config.schema import HubTeacher, PretrainedHere, Study
+from iskd.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY: dict[str, Any] = yaml.safe_load((ROOT / "tests" / "config" / "tiny.yaml").read_text())
+HUB_TASK = {"source": "hub", "kind": "hellaswag", "dataset": "a/b", "split": "validation"}
+LEAVE_OUT = object()
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    """Give the smallest study with other values at dotted keys."""
+    raw = copy.deepcopy(TINY)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = raw
+        for part in path:
+            place = place.setdefault(part, {})
+        if value is LEAVE_OUT:
+            del place[last]
+        else:
+            place[last] = value
+    return raw
+
+
+TOY = "teachers.toy"
+# what is changed -> the key that the message must name, and a part of the message
+BAD: list[tuple[dict[str, Any], str, str]] = [
+    ({"studdy": 1}, "studdy", "did you mean 'study'"),
+    ({"study": LEAVE_OUT}, "study", "missing"),
+    ({"study": "../escape"}, "study", "lower-case letters"),
+    ({"study": "name\n"}, "study", "lower-case letters"),
+    ({"study": "a" * 65}, "study", "lower-case letters"),
+    ({"study": 7}, "study", "string"),
+    ({"seeds": []}, "seeds", "at least 1"),
+    ({"seeds": [1, 1]}, "seeds", "twice"),
+    ({"seeds": 17}, "seeds", "list"),
+    ({"seeds": [1, -1]}, "seeds.1", "greater than or equal to 0"),
+    ({"seeds": [2**31]}, "seeds.0", "less than or equal"),
+    ({"seeds": [True]}, "seeds.0", "integer"),
+    ({"seeds": ["1"]}, "seeds.0", "integer"),
+    ({"corpus.source": "web"}, "corpus.source", "'web' is unknown"),
+    ({"corpus.source": LEAVE_OUT}, "corpus.source", "missing"),
+    ({"corpus.block_length": 4}, "corpus.block_length", "greater than or equal to 8"),
+    ({"corpus.stories": 1.0}, "corpus.stories", "integer"),
+    ({"corpus": {"source": "files", "files": ["../x"]}}, "corpus.files.0", "without '..'"),
+    ({"corpus": {"source": "files", "files": ["/x"]}}, "corpus.files.0", "not absolute"),
+    ({"corpus": {"source": "files", "files": []}}, "corpus.files", "at least 1"),
+    ({"corpus": {"source": "hub", "dataset": "a b"}}, "corpus.dataset", "hub id"),
+    ({"data_folder": "/data"}, "data_folder", "$NAME"),
+    ({"data_folder": "a/../b"}, "data_folder", "without '..'"),
+    ({"teachers": {}}, "teachers", "at least 1"),
+    ({"teachers.Toy": TINY["teachers"]["toy"]}, "teachers.Toy", "lower-case letters"),
+    ({f"{TOY}.source": "disk"}, f"{TOY}.source", "'disk' is unknown"),
+    ({f"{TOY}.family": "llama"}, f"{TOY}.family", "'gpt2' or 'phi'"),
+    ({f"{TOY}.order": "rand"}, f"{TOY}.order", "random"),
+    ({f"{TOY}.order": None}, f"{TOY}.order", "random"),
+    ({f"{TOY}.order": []}, f"{TOY}.order", "no block is named"),
+    ({f"{TOY}.order": [1, "x"]}, f"{TOY}.order.1", "integer"),
+    ({f"{TOY}.order": [-1]}, f"{TOY}.order.0", "greater than or equal to 0"),
+    ({f"{TOY}.order": [3]}, f"{TOY}.order", "blocks 0 to 2"),
+    ({f"{TOY}.order": [1, 1]}, f"{TOY}.order", "twice"),
+    ({f"{TOY}.steps": 3}, f"{TOY}.steps", "3 steps, but the order has 2"),
+    ({f"{TOY}.headline": 3}, f"{TOY}.headline", "last is 2"),
+    ({f"{TOY}.steps": 1, f"{TOY}.headline": 2}, f"{TOY}.headline", "last is 1"),
+    ({f"{TOY}.compact.width": LEAVE_OUT}, f"{TOY}.compact.width", "missing"),
+    ({f"{TOY}.compact.heads": 3}, f"{TOY}.compact.heads", "does not divide"),
+    ({f"{TOY}.compact.activation": "tanh"}, f"{TOY}.compact.activation", "'relu'"),
+    ({f"{TOY}.architecture.heads": 5}, f"{TOY}.architecture.heads", "does not divide"),
+    ({f"{TOY}.architecture.positions": 63}, f"{TOY}.architecture.positions", "block_length"),
+    ({f"{TOY}.architecture.vocabulary": 256}, f"{TOY}.architecture.vocabulary", "260"),
+    ({f"{TOY}.student": LEAVE_OUT}, f"{TOY}.student", "arm kd"),
+    ({f"{TOY}.student.heads": 3}, f"{TOY}.student.heads", "does not divide"),
+    (
+        {f"{TOY}.family": "phi", f"{TOY}.student.width": 12, f"{TOY}.compact.heads": 1},
+        f"{TOY}.student.heads",
+        "multiple of 4",
+    ),
+    (
+        {f"{TOY}.family": "phi", f"{TOY}.compact.width": 6, f"{TOY}.compact.heads": 1},
+        f"{TOY}.compact.heads",
+        "multiple of 4",
+    ),
+    ({f"{TOY}.training.epochs": 0}, f"{TOY}.training.epochs", "greater than or equal to 1"),
+    ({f"{TOY}.training.epochs": "3"}, f"{TOY}.training.epochs", "integer"),
+    ({f"{TOY}.training.sequences": 0}, f"{TOY}.training.sequences", "greater than or equal"),
+    ({f"{TOY}.training.clip": 0}, f"{TOY}.training.clip", "greater than 0"),
+    ({f"{TOY}.training.clip": float("inf")}, f"{TOY}.training.clip", "finite"),
+    ({f"{TOY}.training.clip": "1e999"}, f"{TOY}.training.clip", "finite"),
+    ({f"{TOY}.training.warmup": 1}, f"{TOY}.training.warmup", "less than 1"),
+    ({f"{TOY}.training.learning_rate": 1e-4}, f"{TOY}.training.learning_rate", "dictionary"),
+    (
+        {f"{TOY}.training.learning_rate.rest": "-1e-4"},
+        f"{TOY}.training.learning_rate.rest",
+        "number",
+    ),
+    (
+        {f"{TOY}.training.learning_rate.compact": float("nan")},
+        f"{TOY}.training.learning_rate.compact",
+        "",
+    ),
+    ({f"{TOY}.training.optimiser": "adam"}, f"{TOY}.training.optimiser", "'optimizer'"),
+    ({"arms": {}}, "arms", "at least 1"),
+    ({"arms.x": None}, "arms.x", "dictionary"),
+    ({"arms.x": {}}, "arms.x.method", "missing"),
+    ({"arms.x": {"method": "l2"}}, "arms.x.method", "'l2' is unknown"),
+    ({"arms.kd.temperature": 0}, "arms.kd.temperature", "greater than 0"),
+    ({"arms.kd.weight": 1.5}, "arms.kd.weight", "less than or equal to 1"),
+    ({"arms.iskd.steps": [1]}, "arms.iskd.steps", "unknown key"),
+    ({"arms.l1.steps": [3]}, "arms.l1.steps", "toy has 2"),
+    ({"arms.l1.steps": [1, 1]}, "arms.l1.steps", "twice"),
+    ({"arms.l1.training.epochs": 3}, "arms.l1.training.epochs", "unknown key"),
+    ({"arms.l1.reference": "kd"}, "arms.l1.reference", "no arm of method iskd"),
+    ({"arms.iskd2": {"method": "iskd"}}, "arms.l1.reference", "missing"),
+    ({"arms": {"l1": {"method": "l1"}}}, "arms.l1.reference", "add one"),
+    ({"tasks": {}}, "tasks", "at least 1"),
+    ({"tasks.mine": {"source": "toyworld"}}, "tasks.mine", "say its kind"),
+    ({"tasks.hellaswag.rows": 7}, "tasks.hellaswag.rows", "the corpus makes 6"),
+    ({"tasks.h": {**HUB_TASK, "revision": "main"}}, "tasks.h.revision", "40 hexadecimal"),
+    ({"tasks.h": {**HUB_TASK, "split": "a b"}}, "tasks.h.split", "not allowed"),
+    (
+        {"tasks.h": {"source": "heldout", "kind": "hellaswag"}},
+        "tasks.h.kind",
+        "cbt_question and cbt_context",
+    ),
+    ({"corpus": {"source": "hub", "dataset": "a/b"}}, "tasks.cbt_context.source", "toyworld"),
+    ({"evaluation.batch": 1}, "evaluation.batch", "did you mean 'batch_size'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "part"), BAD, ids=[f"{k}-{p}" for _, k, p in BAD])
+def test_a_mistake_is_one_line_with_its_key(changes: dict[str, Any], key: str, part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_study(changed(changes), "my.yaml")
+    said = str(caught.value)
+    assert said.startswith(
+        (f"my.yaml: {key}: ", "my.yaml: arms.") if key == "arms" else f"my.yaml: {key}: "
+    )
+    assert part in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("raw", [None, [], "text", {}, {1: 2}, {"study": {"a": [1, {}]}}])
+def test_something_that_is_no_study_gives_no_traceback(raw: Any) -> None:
+    with pytest.raises(UserError, match=r"^my\.yaml: "):
+        load_study(raw, "my.yaml")
+
+
+def test_the_arm_teacher_is_reserved() -> None:
+    raw = changed({"arms": {"teacher": {"method": "iskd"}}})
+    with pytest.raises(UserError, match=r"arms\.teacher: this name stands for the teacher"):
+        load_study(raw, "my.yaml")
+
+
+def test_several_mistakes_are_counted_by_key() -> None:
+    with pytest.raises(UserError, match=r"\(and 1 more\)$"):
+        load_study(changed({"seeds": [-1], f"{TOY}.order": "rand"}), "my.yaml")
+    with pytest.raises(UserError) as caught:
+        load_study(changed({f"{TOY}.order": "rand"}), "my.yaml")
+    assert "more)" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("1e-4", 1e-4), ("2.5E-5", 2.5e-5), ("5e-1", 0.5), ("1.0e-4", 1e-4)]
+)
+def test_scientific_notation_is_a_number(written: str, meant: float) -> None:
+    text = yaml.safe_dump(TINY).replace("learning_rate: 0.002", f"learning_rate: {written}")
+    study = load_study(yaml.safe_load(text), "my.yaml")
+    teacher = study.teachers["toy"]
+    assert isinstance(teacher, PretrainedHere)
+    assert teacher.pretraining.learning_rate == meant
+
+
+def test_defaults_are_the_published_settings() -> None:
+    raw = changed(
+        {
+            "seeds": LEAVE_OUT,
+            f"{TOY}.training": LEAVE_OUT,
+            "teachers.gpt2": {
+                "source": "hub",
+                "family": "gpt2",
+                "model": "openai-community/gpt2",
+                "blocks": 12,
+                "compact": {"width": 128, "heads": 2, "blocks": 2, "mlp": 512},
+                "order": [5],
+                "student": {"blocks": 6, "width": 768, "heads": 12},
+            },
+        }
+    )
+    study = load_study(raw, "my.yaml")
+    assert study.seeds == [17]
+    teacher = study.teachers["gpt2"]
+    assert isinstance(teacher, HubTeacher)
+    assert teacher.revision is None
+    assert teacher.compact.activation == "relu"
+    assert teacher.compact.initialisation == "xavier"
+    assert teacher.training.model_dump() == {
+        "epochs": 1,
+        "sequences": None,
+        "batch_size": 8,
+        "learning_rate": {"compact": 1e-4, "rest": 2e-5},
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "schedule": "linear",
+        "warmup": 0.0,
+        "clip": 1.0,
+        "precision": "float32",
+    }
+
+
+@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "config").glob("*.yaml")))
+def test_the_studies_that_come_with_the_workflow_are_good(file: str) -> None:
+    load_study(yaml.safe_load((ROOT / "config" / file).read_text()), file)
+
+
+def test_the_published_study_names_the_published_orders() -> None:
+    study = load_study(yaml.safe_load((ROOT / "config" / "paper.yaml").read_text()), "paper.yaml")
+    orders = {t.family: t.order for t in study.teachers.values()}
+    assert orders == {
+        "gpt2": [5, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6, 0],
+        "phi": [
+            *(9, 1, 19, 15, 14, 7, 17, 8, 10, 11, 13, 20),
+            *(0, 4, 12, 18, 6, 21, 5, 2, 23, 3, 16, 22),
+        ],
+    }
+
+
+def test_a_study_cannot_be_changed_once_it_is_read() -> None:
+    study = load_study(TINY, "my.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        study.study = "other"  # type: ignore[misc]
+
+
+def test_every_key_is_described_in_the_schema() -> None:
+    schema = json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    bare = [
+        (section["title"], key)
+        for section in sections
+        for key, value in section.get("properties", {}).items()
+        # A section described in the very words of its key is described at its definition.
+        if not (value.get("description") or "$ref" in value)
+    ]
+    assert not bare
+    assert all(s["additionalProperties"] is False for s in sections if "properties" in s)
+    json.dumps(schema)
+
+
+# --- local files ----------------------------------------------------------------------------
+
+FILES = {
+    "corpus": {"source": "files", "files": ["a.jsonl", "b/c.jsonl"]},
+    "tasks": {"mine": {"source": "file", "kind": "hellaswag", "file": "rows.jsonl"}},
+    "data_folder": "$MY_DATA",
+}
+
+
+def good_row() -> dict[str, Any]:
+    return {
+        "activity_label": "a",
+        "ctx_a": "b",
+        "ctx_b": "c",
+        "endings": ["d", "e", "f", "g"],
+        "label": "1",
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "b").mkdir()
+    for name in ("a.jsonl", "b/c.jsonl"):
+        (tmp_path / name).write_text('{"text": "one"}\n')
+    (tmp_path / "rows.jsonl").write_text(json.dumps(good_row()) + "\n")
+    monkeypatch.setenv("MY_DATA", str(tmp_path))
+    return tmp_path
+
+
+def files_study() -> Study:
+    return load_study(changed(FILES), "my.yaml")
+
+
+def test_good_local_files_pass(folder: Path) -> None:
+    check_data_files(files_study(), "my.yaml")
+    assert data_folder(files_study(), "my.yaml") == folder
+
+
+@pytest.mark.parametrize(
+    ("edit", "key", "part"),
+    [
+        (lambda f: (f / "a.jsonl").unlink(), "corpus.files.0", "a.jsonl is not there"),
+        (lambda f: (f / "b/c.jsonl").write_text(""), "corpus.files.1", "empty"),
+        (lambda f: (f / "a.jsonl").write_bytes(b"\xff"), "corpus.files.0", "not UTF-8"),
+        (lambda f: (f / "a.jsonl").write_text("{"), "corpus.files.0", "a.jsonl, line 1"),
+        (lambda f: (f / "rows.jsonl").unlink(), "tasks.mine.file", "rows.jsonl is not there"),
+        (lambda f: (f / "rows.jsonl").write_text("{}"), "tasks.mine.file", "rows.jsonl"),
+        (lambda f: (f / "rows.jsonl").write_text("["), "tasks.mine.file", "broken JSON"),
+    ],
+)
+def test_a_bad_local_file_is_found_before_anything_runs(
+    edit: Callable[[Path], Any], key: str, part: str, folder: Path
+) -> None:
+    edit(folder)
+    with pytest.raises(UserError) as caught:
+        check_data_files(files_study(), "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml: {key}: ")
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_folder_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MY_DATA", raising=False)
+    with pytest.raises(UserError, match="environment variable MY_DATA is not set"):
+        check_data_files(files_study(), "my.yaml")
+    monkeypatch.setenv("MY_DATA", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="is no folder"):
+        check_data_files(files_study(), "my.yaml")
+    monkeypatch.chdir(tmp_path)
+    for study, part in (
+        (changed(FILES | {"data_folder": "here"}), "here is no folder"),
+        (changed({"corpus": FILES["corpus"], "tasks": FILES["tasks"]}), "missing"),
+    ):
+        with pytest.raises(UserError, match=part):
+            check_data_files(load_study(study, "my.yaml"), "my.yaml")
+
+
+def test_a_study_without_local_files_needs_no_folder() -> None:
+    check_data_files(load_study(TINY, "my.yaml"), "my.yaml")

@@ -1,0 +1,140 @@
+"""Models as folders: saved in one file, loaded again, and fetched ones put in order."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from iskd.data.corpus import token_blocks, train_tokenizer
+from iskd.errors import UserError
+from iskd.models import CompactSizes, parameter_count, replace_block
+from iskd.models.folder import adopt_model, load_config, load_model, load_tokenizer, save_model
+from iskd.training.pretrain import pretrain
+from tests.unit.conftest import POSITIONS, MakeModel
+
+IDS = torch.arange(1, 20)[None]
+TEXTS = ["Once there was a fox.", "The hen sat on the fox's red hat. The end."] * 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS, vocabulary=270, length=POSITIONS)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi"])
+def test_a_saved_model_is_loaded_as_it_was(
+    family: str, tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sizes = CompactSizes(8, 1, 2, 8, POSITIONS)
+    model, _ = replace_block(tiny_model(family), 1, sizes, "xavier", seed=1)
+    save_model(model, tokenizer, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
+    assert str(tmp_path) not in (tmp_path / "config.json").read_text()
+    read = load_model(tmp_path)
+    assert not read.training
+    device = read.device
+    with torch.no_grad():
+        found = read(IDS.to(device)).logits.cpu()
+    torch.testing.assert_close(found, model(IDS).logits, atol=1e-4, rtol=1e-4)
+    assert load_tokenizer(tmp_path)("fox")["input_ids"] == tokenizer("fox")["input_ids"]
+    assert parameter_count(load_config(tmp_path)) == model.num_parameters()
+
+
+def test_a_model_is_loaded_in_the_asked_precision(
+    tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tiny_model("gpt2").to(torch.float16), tokenizer, tmp_path)
+    assert load_model(tmp_path).dtype == torch.float32
+    assert load_model(tmp_path, torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_fetched_model_ends_with_one_file_of_weights(
+    family: str,
+    sharded: bool,
+    tmp_path: Path,
+    tiny_model: MakeModel,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path, max_shard_size="20KB" if sharded else "1GB")
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) is sharded
+    assert adopt_model(tmp_path, family=family, blocks=3) == model.num_parameters()
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    assert not (tmp_path / ".cache").exists()
+    assert (tmp_path / "tokenizer.json").is_file()
+    read = load_model(tmp_path).cpu()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, read.state_dict()[name]), name
+
+
+def test_a_fetched_model_must_be_what_the_config_says(
+    tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tiny_model("gpt2"), tokenizer, tmp_path)
+    with pytest.raises(UserError, match="write family: gpt2"):
+        adopt_model(tmp_path, family="phi", blocks=3)
+    with pytest.raises(UserError, match="write blocks: 3"):
+        adopt_model(tmp_path, family="gpt2", blocks=4)
+
+
+def test_a_fetched_model_needs_an_end_token(
+    tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tiny_model("gpt2"), tokenizer, tmp_path)
+    bare = load_tokenizer(tmp_path)
+    bare.eos_token = None
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no end token"):
+        adopt_model(tmp_path, family="gpt2", blocks=3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "phi"])
+def test_a_teacher_is_trained_from_its_seed(
+    family: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    blocks = token_blocks(TEXTS, tokenizer, 8)
+    spec: dict[str, Any] = {
+        "family": family,
+        "architecture": {
+            "blocks": 2,
+            "width": 16,
+            "heads": 2,
+            "mlp": 20,
+            "positions": 16,
+            "vocabulary": 270,
+            "dropout": 0.1,
+            "initializer_range": 0.03,
+        },
+        "pretraining": {
+            "seed": 4,
+            "epochs": 4,
+            "batch_size": 4,
+            "learning_rate": 1e-2,
+            "weight_decay": 0.01,
+            "schedule": "cosine",
+            "warmup": 0.05,
+            "clip": 1.0,
+            "precision": "float32",
+        },
+    }
+    torch.manual_seed(1)
+    model, history = pretrain(blocks, tokenizer, spec)
+    torch.manual_seed(2)
+    again, _ = pretrain(blocks, tokenizer, spec)
+    other, _ = pretrain(
+        blocks, tokenizer, spec | {"pretraining": spec["pretraining"] | {"seed": 5}}
+    )
+    config = model.config
+    assert (config.vocab_size, config.max_position_embeddings) == (len(tokenizer), 16)
+    assert config.eos_token_id == tokenizer.eos_token_id
+    assert history[-1]["loss"] < history[0]["loss"]
+    states = [m.state_dict() for m in (model, again, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])

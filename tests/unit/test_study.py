@@ -1,0 +1,229 @@
+"""What a study consists of: models and their places, and what each job depends on."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from iskd.config import StudyPlan, load_study
+from iskd.config.study import ModelId
+from tests.unit.test_config import LEAVE_OUT, TINY, TOY, changed
+
+NAME = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,12}", fullmatch=True)
+
+
+def plan(**changes: Any) -> StudyPlan:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return StudyPlan(load_study(changed(dotted), "my.yaml"))
+
+
+def of(changes: dict[str, Any]) -> StudyPlan:
+    return StudyPlan(load_study(changed(changes), "my.yaml"))
+
+
+@given(
+    teacher=NAME,
+    arm=NAME.filter(lambda name: name != "teacher"),
+    seed=st.integers(0, 2**31 - 1),
+    step=st.integers(1, 300),
+)
+def test_a_model_is_read_back_from_its_path(teacher: str, arm: str, seed: int, step: int) -> None:
+    model = ModelId(teacher, arm, seed, step)
+    assert ModelId.parse(model.path) == model
+    assert model.path.count("/") == 3
+    whole = ModelId(teacher, "teacher", None, 0)
+    assert ModelId.parse(whole.path) == whole
+
+
+@given(
+    seeds=st.lists(st.integers(0, 50), min_size=1, max_size=3, unique=True),
+    order=st.lists(st.integers(0, 2), min_size=1, max_size=3, unique=True) | st.just("random"),
+    l1=st.none() | st.just([1]),
+)
+def test_models_and_places_are_distinct_and_closed(
+    seeds: list[int], order: Any, l1: list[int] | None
+) -> None:
+    study = of({"seeds": seeds, f"{TOY}.order": order, "arms.l1.steps": l1})
+    models = study.models()
+    assert len(set(models)) == len(models)
+    assert len({study.place(m) for m in models}) == len(models)
+    assert [ModelId.parse(m.path) for m in models] == models
+    assert models[0] == study.teacher_model("toy")
+    steps = 3 if order == "random" else len(order)
+    assert len(models) == 1 + len(seeds) * (steps + 3)
+    for model in models[1:]:
+        if study.producer(model) == "substitute_block":
+            assert study.previous(model) in models
+        else:
+            assert study.reference(model) in models
+
+
+def test_each_arm_has_its_rule() -> None:
+    study = plan()
+    makers = {m.arm: study.producer(m) for m in study.models()}
+    assert makers == {
+        "teacher": "pretrain_teacher",
+        "iskd": "substitute_block",
+        "l1": "prune_l1",
+        "kd": "distill_student",
+        "teacher_tuned": "tune_teacher",
+    }
+    assert study.place(ModelId("toy", "teacher", None, 0)) == "pretrain_teacher/toy"
+    assert study.place(ModelId("toy", "l1", 3, 2)) == "prune_l1/toy/l1/seed_3/step_02"
+
+
+def test_a_chain_starts_at_the_teacher() -> None:
+    study = plan()
+    second = ModelId("toy", "iskd", 3, 2)
+    first = study.previous(second)
+    assert first == ModelId("toy", "iskd", 3, 1)
+    assert study.previous(first) == study.teacher_model("toy")
+    assert [study.substitution_spec(m)["block"] for m in (first, second)] == [1, 2]
+
+
+def test_baselines_stand_at_the_headline_unless_told_otherwise() -> None:
+    study = of({f"{TOY}.headline": 1, "arms.kd.steps": [1, 2]})
+    steps = {arm: [m.step for m in study.models() if m.arm == arm] for arm in ("l1", "kd", "iskd")}
+    assert steps == {"l1": [1], "kd": [1, 2], "iskd": [1, 2]}
+    assert study.headline_steps() == {"toy": 1}
+
+
+def test_a_baseline_sees_its_references_tokens_with_its_own_settings() -> None:
+    study = of(
+        {
+            f"{TOY}.training": {"epochs": 3, "sequences": 40, "batch_size": 16},
+            "arms.iskd.training": {"epochs": 2},
+            "arms.other": {"method": "iskd", "training": {"sequences": 7}},
+            "arms.l1": {"method": "l1", "reference": "iskd", "training": {"batch_size": 4}},
+            "arms.kd": {"method": "kd", "reference": "other"},
+            "arms.teacher_tuned.reference": "iskd",
+        }
+    )
+    pruned = study.baseline_spec(ModelId("toy", "l1", 3, 2))
+    trained = pruned["training"]
+    assert (trained["epochs"], trained["sequences"], trained["batch_size"]) == (2, 40, 4)
+    assert pruned["replaced"] == [1, 2]
+    taught = study.baseline_spec(ModelId("toy", "kd", 3, 1))["training"]
+    assert (taught["epochs"], taught["sequences"], taught["batch_size"]) == (3, 7, 16)
+    # An iskd arm has no reference.
+    with pytest.raises(KeyError):
+        study.reference(ModelId("toy", "iskd", 3, 1))
+
+
+def specs(study: StudyPlan) -> dict[str, Any]:
+    """Give the parameters of every job that makes a model."""
+    found: dict[str, Any] = {}
+    for model in study.models():
+        maker = study.producer(model)
+        if maker == "pretrain_teacher":
+            found[model.path] = study.pretraining_spec(model.teacher)
+        elif maker == "substitute_block":
+            found[model.path] = study.substitution_spec(model)
+        else:
+            found[model.path] = study.baseline_spec(model)
+    return found
+
+
+def moved(changes: dict[str, Any]) -> set[str]:
+    """Name the arms some of whose jobs have other parameters after a change."""
+    before, after = specs(plan()), specs(of(changes))
+    assert before.keys() == after.keys()
+    return {ModelId.parse(path).arm for path in before if before[path] != after[path]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "arms"),
+    [
+        ({"arms.l1.training": {"batch_size": 2}}, {"l1"}),
+        ({"arms.kd.training": {"schedule": "cosine"}}, {"kd"}),
+        ({"arms.kd.temperature": 2}, {"kd"}),
+        ({"arms.iskd.training": {"batch_size": 2}}, {"iskd"}),
+        # Epochs and sequences are matched, so a baseline follows its reference.
+        ({"arms.iskd.training": {"epochs": 2}}, {"iskd", "l1", "kd", "teacher_tuned"}),
+        ({f"{TOY}.training.clip": None}, {"iskd", "l1", "kd", "teacher_tuned"}),
+        ({f"{TOY}.student.blocks": 2}, {"kd"}),
+        # The plan, which is an input of l1, says how large the reference is.
+        ({f"{TOY}.compact.mlp": 64}, {"iskd"}),
+        ({f"{TOY}.order": [2, 1]}, {"iskd"}),
+        ({f"{TOY}.order": [0, 2]}, {"iskd", "l1"}),
+        ({f"{TOY}.pretraining.epochs": 2}, {"teacher"}),
+        ({f"{TOY}.architecture.dropout": 0.1}, {"teacher"}),
+        ({"evaluation": {"batch_size": 3}}, set()),
+        ({"tasks.hellaswag.rows": 4}, set()),
+    ],
+)
+def test_a_change_reaches_only_the_jobs_it_concerns(
+    changes: dict[str, Any], arms: set[str]
+) -> None:
+    expected = arms | {"l1"} if changes == {f"{TOY}.order": [2, 1]} else arms
+    assert moved(changes) == expected
+
+
+def test_another_arm_or_seed_changes_no_job_that_was_there() -> None:
+    before = specs(plan())
+    wider = specs(of({"seeds": [3, 4], "arms.second_l1": {"method": "l1"}}))
+    assert {path: wider[path] for path in before} == before
+
+
+@given(seed=st.integers(0, 2**31 - 1), steps=st.integers(1, 3))
+def test_a_random_order_is_drawn_from_the_seed(seed: int, steps: int) -> None:
+    study = of({f"{TOY}.order": "random", f"{TOY}.steps": steps, "seeds": [seed]})
+    order = study.order("toy", seed)
+    assert order == study.order("toy", seed)
+    assert len(set(order)) == len(order) == steps
+    assert set(order) <= {0, 1, 2}
+    whole = of({f"{TOY}.order": "random", "seeds": [seed]}).order("toy", seed)
+    assert sorted(whole) == [0, 1, 2]
+
+
+def test_seeds_and_teachers_draw_different_orders() -> None:
+    big = {**TINY["teachers"]["toy"], "order": "random"}
+    big["architecture"] = {**big["architecture"], "blocks": 12}
+    study = of({"teachers.toy": big, "teachers.two": big})
+    drawn = {tuple(study.order(t, seed)) for t in ("toy", "two") for seed in range(5)}
+    assert len(drawn) == 10
+
+
+def test_an_explicit_order_is_cut_to_the_steps() -> None:
+    study = of({f"{TOY}.order": [2, 0, 1], f"{TOY}.steps": 2})
+    assert study.order("toy", 1) == study.order("toy", 2) == [2, 0]
+    assert study.plan_spec("toy", 3)["order"] == [2, 0]
+
+
+def test_the_collection_names_every_file_once() -> None:
+    study = of({"seeds": [1, 2]})
+    spec = study.collection_spec()
+    models = study.models()
+    assert len(spec["heldout"]) == len(models)
+    assert len(spec["evaluations"]) == len(models) * 3
+    keys = {tuple(sorted(entry.items(), key=str)) for entry in spec["evaluations"]}
+    assert len(keys) == len(spec["evaluations"])
+    assert spec["heldout"][0] == {"teacher": "toy", "arm": "teacher", "seed": None, "step": 0}
+
+
+def test_tasks_may_have_other_names_than_their_kind() -> None:
+    study = of({"tasks.easy": {"source": "toyworld", "kind": "hellaswag", "rows": 2}})
+    assert study.kind("easy") == "hellaswag"
+    assert study.rows_spec("easy")["rows"] == 2
+    assert study.evaluation_spec("easy")["kind"] == "hellaswag"
+    assert study.reporting_spec()["chance"]["easy"] == 0.25
+
+
+def test_fetched_and_trained_teachers_are_told_apart() -> None:
+    hub = {key: TINY["teachers"]["toy"][key] for key in ("family", "compact", "order", "student")}
+    hub |= {"source": "hub", "model": "a/b", "blocks": 3}
+    study = of({"teachers.big": hub, f"{TOY}.headline": 1})
+    assert study.hub_teachers() == ["big"]
+    assert study.hub_tasks() == []
+    assert study.producer(study.teacher_model("big")) == "download_model"
+    assert study.headline_steps() == {"toy": 1, "big": 2}
+    with pytest.raises(KeyError):
+        study.pretraining_spec("big")
+    with pytest.raises(KeyError):
+        study.tokenizer_spec("big")
+
+
+def test_a_study_without_baselines_has_only_its_chain() -> None:
+    study = of({"arms.l1": LEAVE_OUT, "arms.kd": LEAVE_OUT, "arms.teacher_tuned": LEAVE_OUT})
+    assert [m.step for m in study.models()] == [0, 1, 2]
