@@ -212,6 +212,7 @@ def test_defaults_are_the_published_settings() -> None:
         "learning_rate": {"compact": 1e-4, "rest": 2e-5},
         "optimizer": "adam",
         "weight_decay": 0.0,
+        "beta2": 0.999,
         "schedule": "linear",
         "warmup": 0.0,
         "clip": 1.0,

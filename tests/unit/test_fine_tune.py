@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": {"compact": 1e-3, "rest": 1e-4},
     "optimizer": "adam",
     "weight_decay": 0.0,
+    "beta2": 0.999,
     "schedule": "linear",
     "warmup": 0.0,
     "clip": 1.0,
@@ -61,8 +62,10 @@ class Watch:
         self.seen: list[torch.Tensor] = []
         make, loss = loop.make_optimizer, loop.next_token_loss
 
-        def watched(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-            optimizer = make(name, groups)
+        def watched(
+            name: str, groups: list[dict[str, Any]], *, beta2: float
+        ) -> torch.optim.Optimizer:
+            optimizer = make(name, groups, beta2=beta2)
             optimizer.register_step_pre_hook(self.record)
             return optimizer
 
@@ -207,6 +210,7 @@ def test_the_loss_falls_on_what_can_be_learnt(family: str) -> None:
         "schedule": "constant",
         "optimizer": "adamw",
         "weight_decay": 0.01,
+        "beta2": 0.95,
     }
     model = fresh(family)
     history = fine_tune(model, counting.int(), settings, seed=1)

@@ -118,6 +118,7 @@ def test_a_teacher_is_trained_from_its_seed(
             "batch_size": 4,
             "learning_rate": 1e-2,
             "weight_decay": 0.01,
+            "beta2": 0.95,
             "schedule": "cosine",
             "warmup": 0.05,
             "clip": 1.0,

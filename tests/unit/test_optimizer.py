@@ -84,7 +84,9 @@ def test_adam_adds_decay_to_the_gradient_and_adamw_takes_it_off_the_weight() -> 
     for name in ("adam", "adamw"):
         weight = nn.Parameter(torch.full((2, 2), 4.0))
         weight.grad = torch.zeros(2, 2)
-        make_optimizer(name, [{"params": [weight], "lr": 0.1, "weight_decay": 0.5}]).step()
+        make_optimizer(
+            name, [{"params": [weight], "lr": 0.1, "weight_decay": 0.5}], beta2=0.999
+        ).step()
         moved[name] = weight[0, 0].item()
     assert moved["adamw"] == pytest.approx(4.0 * (1 - 0.1 * 0.5))
     assert moved["adam"] == pytest.approx(4.0 - 0.1)

@@ -143,8 +143,8 @@ def moved(changes: dict[str, Any]) -> set[str]:
         ({"arms.iskd.training": {"epochs": 2}}, {"iskd", "l1", "kd", "teacher_tuned"}),
         ({f"{TOY}.training.clip": None}, {"iskd", "l1", "kd", "teacher_tuned"}),
         ({f"{TOY}.student.blocks": 2}, {"kd"}),
-        # The plan, which is an input of l1, says how large the reference is.
-        ({f"{TOY}.compact.mlp": 64}, {"iskd"}),
+        # They decide how large the reference is, and l1 matches that size.
+        ({f"{TOY}.compact.mlp": 64}, {"iskd", "l1"}),
         ({f"{TOY}.order": [2, 1]}, {"iskd"}),
         ({f"{TOY}.order": [0, 2]}, {"iskd", "l1"}),
         ({f"{TOY}.pretraining.epochs": 2}, {"teacher"}),

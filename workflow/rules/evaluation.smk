@@ -61,7 +61,8 @@ rule collect_metrics:
             for task in STUDY.tasks
         ],
         heldout=[
-            f"<results>/evaluate_heldout/{model.path}/result.json" for model in PLAN.models()
+            f"<results>/evaluate_heldout/{model.path}/result.json"
+            for model in PLAN.models()
         ],
     output:
         metrics="<results>/metrics.csv",

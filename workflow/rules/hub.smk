@@ -4,7 +4,10 @@
 rule prefetch:
     """Fetch everything a study needs from the hub; after it, no job needs a network."""
     input:
-        expand("<results>/download_model/{teacher}/manifest.json", teacher=PLAN.hub_teachers()),
+        expand(
+            "<results>/download_model/{teacher}/manifest.json",
+            teacher=PLAN.hub_teachers(),
+        ),
         expand("<results>/download_task/{task}/manifest.json", task=PLAN.hub_tasks()),
         ["<results>/download_corpus/manifest.json"]
         if isinstance(STUDY.corpus, HubCorpus)
@@ -19,16 +22,16 @@ rule download_model:
         manifest="<results>/download_model/{teacher}/manifest.json",
     log:
         "<logs>/download_model/{teacher}.log",
+    retries: 2
+    localrule: True
     conda:
         "../../envs/iskd.yaml"
-    retries: 2
     params:
         spec=lambda wildcards: STUDY.teachers[wildcards.teacher].model_dump(
             include={"model", "revision", "family", "blocks"}
         ),
         lock=HUB_LOCK,
         code=code_fingerprint("download_model"),
-    localrule: True
     script:
         "../../scripts/download_model.py"
 
@@ -40,14 +43,14 @@ rule download_corpus:
         manifest="<results>/download_corpus/manifest.json",
     log:
         "<logs>/download_corpus.log",
+    retries: 2
+    localrule: True
     conda:
         "../../envs/iskd.yaml"
-    retries: 2
     params:
         spec=STUDY.corpus.model_dump(include={"dataset", "revision", "split", "rows"}),
         lock=HUB_LOCK,
         code=code_fingerprint("download_corpus"),
-    localrule: True
     script:
         "../../scripts/download_corpus.py"
 
@@ -59,15 +62,15 @@ rule download_task:
         manifest="<results>/download_task/{task}/manifest.json",
     log:
         "<logs>/download_task/{task}.log",
+    retries: 2
+    localrule: True
     conda:
         "../../envs/iskd.yaml"
-    retries: 2
     params:
         spec=lambda wildcards: STUDY.tasks[wildcards.task].model_dump(
             include={"dataset", "config", "revision", "split"}
         ),
         lock=HUB_LOCK,
         code=code_fingerprint("download_task"),
-    localrule: True
     script:
         "../../scripts/download_task.py"

@@ -80,7 +80,10 @@ def task_rows(wildcards):
         folder, file = "<results>/make_toyworld", f"{name}.jsonl"
     else:
         folder, file = f"<results>/download_task/{wildcards.task}", "rows.jsonl"
-    return {"rows": ancient(f"{folder}/{file}"), "rows_manifest": f"{folder}/manifest.json"}
+    return {
+        "rows": ancient(f"{folder}/{file}"),
+        "rows_manifest": f"{folder}/manifest.json",
+    }
 
 
 def baseline_inputs(wildcards):

@@ -55,7 +55,8 @@ rule table_main:
 PAPER_FILES = {
     "metrics.csv": "<results>/metrics.csv",
     **{
-        f"table_main.{suffix}": f"<results>/table_main/main.{suffix}" for suffix in TABLE_FORMATS
+        f"table_main.{suffix}": f"<results>/table_main/main.{suffix}"
+        for suffix in TABLE_FORMATS
     },
     **{
         f"figure_tradeoff_{teacher}.{suffix}": (

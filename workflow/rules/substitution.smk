@@ -5,7 +5,9 @@ rule plan_substitutions:
     """Write down which block goes when and how many parameters each step leaves."""
     input:
         unpack(
-            lambda wildcards: model_inputs("teacher", PLAN.teacher_model(wildcards.teacher))
+            lambda wildcards: model_inputs(
+                "teacher", PLAN.teacher_model(wildcards.teacher)
+            )
         ),
     output:
         plan="<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/plan.json",
@@ -27,10 +29,16 @@ rule plan_substitutions:
 rule substitute_block:
     """Replace the step's block by a compact one and fine-tune the whole model."""
     input:
-        unpack(lambda wildcards: model_inputs("previous", PLAN.previous(wildcard_model(wildcards)))),
+        unpack(
+            lambda wildcards: model_inputs(
+                "previous", PLAN.previous(wildcard_model(wildcards))
+            )
+        ),
         unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
         # The step's block is a parameter; a longer plan must not repeat the steps already made.
-        plan=ancient("<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/manifest.json"),
+        plan=ancient(
+            "<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/manifest.json"
+        ),
     output:
         [
             f"<results>/substitute_block/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
@@ -41,10 +49,10 @@ rule substitute_block:
         "<logs>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}.log",
     benchmark:
         "<benchmarks>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
-    conda:
-        "../../envs/iskd.yaml"
     # Everything waits for the chain, so it goes before the side branches.
     priority: 10
+    conda:
+        "../../envs/iskd.yaml"
     resources:
         gpu=1,
         mem_mb=training_memory,

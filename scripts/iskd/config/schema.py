@@ -83,6 +83,7 @@ class Training(Section):
         description="adam adds weight decay to the gradient, adamw takes it off the weight.",
     )
     weight_decay: Share = Field(0.0, description="Weight decay of all weights of 2 or more axes.")
+    beta2: Share = Field(0.999, description="Decay of Adam's second moment (PyTorch's default).")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the learning rates go on after the warm-up."
     )
@@ -229,6 +230,9 @@ class Pretraining(Section):
     batch_size: Positive = Field(8, description="Sequences per optimiser step.")
     learning_rate: Rate = Field(1e-3, description="Highest learning rate.")
     weight_decay: Share = Field(0.01, description="AdamW's weight decay.")
+    beta2: Share = Field(
+        0.95, description="Decay of AdamW's second moment (as GPT-3, arXiv 2005.14165, B)."
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "cosine", description="How the learning rate goes on after the warm-up."
     )

@@ -146,6 +146,7 @@ def fine_tune(
             rate_rest=rates["rest"],
             weight_decay=settings["weight_decay"],
         ),
+        beta2=settings["beta2"],
     )
     steps = -(-len(blocks) // settings["batch_size"]) * settings["epochs"]
     history: list[dict[str, Any]] = []

@@ -43,6 +43,8 @@ def parameter_groups(
     ]
 
 
-def make_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, groups: list[dict[str, Any]], *, beta2: float
+) -> torch.optim.Optimizer:
     """Make Adam (decay added to the gradient) or AdamW (decay taken off the weight)."""
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, betas=(0.9, beta2))
