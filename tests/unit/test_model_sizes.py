@@ -33,7 +33,6 @@ PUBLISHED = {
             "heads": 2,
             "blocks": 2,
             "mlp": 512,
-            "positions": None,
             "activation": "relu",
         },
         [5, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6, 0],
@@ -51,7 +50,6 @@ PUBLISHED = {
             "heads": 1,
             "blocks": 4,
             "mlp": 2048,
-            "positions": None,
             "activation": "relu",
         },
         [9, 1, 19, 15, 14, 7, 17, 8, 10, 11, 13, 20, 0, 4, 12, 18, 6, 21, 5, 2, 23, 3, 16, 22],
@@ -104,13 +102,6 @@ def test_the_order_of_substitutions_does_not_change_the_config(published: Publis
     for index in (7, 5, 2):
         one_by_one = compact_config(one_by_one, [index], sizes)
     assert at_once.to_dict() == one_by_one.to_dict()
-
-
-def test_a_config_may_state_fewer_positions_than_the_teacher() -> None:
-    config = GPT2Config()
-    stated = compact_sizes({**PUBLISHED["gpt2"].sizes, "positions": 100}, config)
-    assert stated.positions == 100
-    assert parameter_count(compact_config(config, [0], stated)) == 118_077_312 - 924 * 128
 
 
 def test_a_config_with_compact_blocks_survives_its_file(

@@ -1,6 +1,6 @@
 """The whole workflow on the smallest study, as a user runs it: twice, in two folders.
 
-The first run has no network at all. All tests here share the two runs, so they stay on one worker.
+The first run has no network at all. All tests here share the two runs.
 """
 
 import json
@@ -15,7 +15,7 @@ import pytest
 
 from .conftest import Clone, without_network
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("tiny study")]
+pytestmark = pytest.mark.slow
 
 TINY = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
 PAPER = Path("results/tiny/paper")
