@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,15 @@ def test_answers_are_spread_over_their_classes() -> None:
 def test_impossible_counts_are_refused(counts: tuple[int, int, int, int], wrong: str) -> None:
     with pytest.raises(UserError, match=wrong):
         make_toyworld(0, *counts)
+
+
+def test_a_character_has_one_trait_in_every_story() -> None:
+    traits: dict[str, set[str]] = {}
+    for story in make_toyworld(4, 200, 0, 0, 0).train:
+        told = words_of(story.split(".")[0])
+        for before, word in pairwise(told):
+            if word in WORDS["name"]:
+                traits.setdefault(word, set()).add(before)
+    assert set(traits) == set(WORDS["name"])
+    assert all(len(found) == 1 for found in traits.values())
+    assert len({next(iter(found)) for found in traits.values()}) == len(traits)

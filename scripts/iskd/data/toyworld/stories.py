@@ -52,8 +52,8 @@ class Story:
 # A story opens with a word other than a name: at a text's start a byte-level tokenizer writes a
 # name without its space, as a token that occurs nowhere else.
 OPENINGS = (
-    Template("Once {hero} and {friend} were friends."),
-    Template("Here is a tale of {hero} and {friend}."),
+    Template("Once {hero_trait} {hero} and {friend_trait} {friend} were friends."),
+    Template("Here is a tale of {hero_trait} {hero} and {friend_trait} {friend}."),
 )
 
 INTRODUCTIONS = (

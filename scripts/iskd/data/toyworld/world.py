@@ -27,6 +27,13 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+# A character's trait is the same in every story: what can be learnt by heart, beside the facts,
+# which cannot.
+TRAITS: Mapping[str, str] = {
+    "Tom": "brave", "Ann": "shy", "Ben": "kind", "Sue": "loud", "Max": "wild", "Eva": "calm",
+    "Jim": "proud", "Pam": "neat", "Sam": "slow", "Meg": "quick", "Dan": "glad", "Liz": "wise",
+}  # fmt: skip
+
 # In this share of the stories the friend has a thing as well, so that whose thing it is matters.
 FRIEND_OWNS = 0.5
 
@@ -35,12 +42,15 @@ FRIEND_OWNS = 0.5
 class Facts:
     """What is true at one moment of a story.
 
-    ``place``, ``thing``, ``pet`` and ``food`` are the hero's; ``friend_thing`` is what the friend
-    has, or None for a friend who has nothing.
+    ``hero_trait`` and ``friend_trait`` belong to the names and never change. ``place``, ``thing``,
+    ``pet`` and ``food`` are the hero's; ``friend_thing`` is what the friend has, or None for a
+    friend who has nothing.
     """
 
     hero: str
+    hero_trait: str
     friend: str
+    friend_trait: str
     place: str
     thing: str
     pet: str
@@ -61,4 +71,14 @@ def draw_facts(rng: random.Random) -> Facts:
     thing, friend_thing = rng.sample(WORDS["thing"], 2)
     place, pet, food = (rng.choice(WORDS[field]) for field in ("place", "pet", "food"))
     owns = rng.random() < FRIEND_OWNS
-    return Facts(hero, friend, place, thing, pet, food, friend_thing if owns else None)
+    return Facts(
+        hero=hero,
+        hero_trait=TRAITS[hero],
+        friend=friend,
+        friend_trait=TRAITS[friend],
+        place=place,
+        thing=thing,
+        pet=pet,
+        food=food,
+        friend_thing=friend_thing if owns else None,
+    )
