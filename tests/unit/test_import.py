@@ -19,7 +19,6 @@ def run_fresh(program: str, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
