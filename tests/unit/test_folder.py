@@ -12,7 +12,7 @@ from iskd.errors import UserError
 from iskd.models import CompactSizes, parameter_count, replace_block
 from iskd.models.folder import adopt_model, load_config, load_model, load_tokenizer, save_model
 from iskd.training.pretrain import pretrain
-from tests.unit.conftest import POSITIONS, MakeModel
+from tests.unit.conftest import FAMILIES, POSITIONS, MakeModel
 
 IDS = torch.arange(1, 20)[None]
 TEXTS = ["Once there was a fox.", "The hen sat on the fox's red hat. The end."] * 5
@@ -23,12 +23,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(TEXTS, vocabulary=270, length=POSITIONS)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_model_is_loaded_as_it_was(
     family: str, tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     sizes = CompactSizes(8, 1, 2, 8, POSITIONS)
-    model, _ = replace_block(tiny_model(family), 1, sizes, "xavier", seed=1)
+    model, _ = replace_block(tiny_model(family), 1, sizes, "paper", seed=1)
     save_model(model, tokenizer, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
@@ -51,7 +51,7 @@ def test_a_model_is_loaded_in_the_asked_precision(
     assert load_model(tmp_path, torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_fetched_model_ends_with_one_file_of_weights(
     family: str,
@@ -95,7 +95,7 @@ def test_a_fetched_model_needs_an_end_token(
         adopt_model(tmp_path, family="gpt2", blocks=3)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_teacher_is_trained_from_its_seed(
     family: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -62,4 +62,7 @@ def test_a_fresh_process_reads_compressed_models_whatever_it_imports_first(
         "    print(type(model).__module__, same)\n"
     )
     printed = run_fresh(program, str(tmp_path / "gpt2"), str(tmp_path / "phi"))
-    assert printed.splitlines() == ["iskd.models.gpt2 True", "iskd.models.phi True"]
+    assert printed.splitlines() == [
+        "iskd.models.modeling.iskd_gpt2 True",
+        "iskd.models.modeling.iskd_phi True",
+    ]

@@ -6,11 +6,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PhiConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PhiConfig, PreTrainedConfig
 
 from iskd.errors import UserError
-from iskd.models import CompactSizes, compact_config, family_of, parameter_count
-from iskd.models.planning import compact_sizes, plan_substitutions, planned_parameters
+from iskd.models import (
+    CompactSizes,
+    NarrowSizes,
+    compact_config,
+    family_of,
+    parameter_count,
+    resolve_sizes,
+)
+from iskd.models.planning import plan_substitutions, planned_parameters, planned_sizes
 
 
 class Published(NamedTuple):
@@ -63,31 +70,56 @@ PUBLISHED = {
 }
 
 
+# What a study's config asks for when it names nothing.
+PAPER: dict[str, Any] = {"recipe": "paper", "reduction": None, "like": None}
+
+
 @pytest.fixture(params=PUBLISHED)
 def published(request: pytest.FixtureRequest) -> Published:
     found: Published = PUBLISHED[request.param]
     return found
 
 
-def test_the_plan_gives_the_published_counts(published: Published) -> None:
-    plan = plan_substitutions(published.config, published.order, published.sizes)
-    left = [step["parameters"] for step in plan["steps"]]
+def test_every_step_has_the_published_count(published: Published) -> None:
+    before, after = published.block
+    order = published.order
+    assert sorted(order) == list(range(published.config.num_hidden_layers))
+    wanted = [published.teacher - k * (before - after) for k in range(len(order) + 1)]
     step, at_headline = published.headline
+    assert (wanted[1], wanted[step], wanted[-1]) == (published.first, at_headline, published.last)
+    assert parameter_count(published.config) == wanted[0]
+    found = [
+        parameter_count(compact_config(published.config, blocks=order[:k], recipe="paper"))
+        for k in range(1, len(order) + 1)
+    ]
+    assert found == wanted[1:]
+
+
+def test_the_plan_gives_the_published_counts(published: Published) -> None:
+    steps = published.headline[0]
+    plan = plan_substitutions(published.config, published.order, steps, PAPER)
+    left = [step["parameters"] for step in plan["steps"]]
     assert plan["teacher_parameters"] == published.teacher
-    assert (left[0], left[step - 1], left[-1]) == (published.first, at_headline, published.last)
-    assert plan["steps"][step - 1]["reduction"] == pytest.approx(published.reduction, abs=5e-7)
+    assert (left[0], left[-1]) == (published.first, published.headline[1])
+    assert plan["steps"][-1]["reduction"] == pytest.approx(published.reduction, abs=5e-7)
     assert [entry["step"] for entry in plan["steps"]] == list(range(1, len(left) + 1))
-    assert [entry["block"] for entry in plan["steps"]] == published.order
+    assert [entry["block"] for entry in plan["steps"]] == published.order[:steps]
     before, after = published.block
     drops = {a - b for a, b in zip([published.teacher, *left], left, strict=False)}
     assert drops == {before - after}
+    assert {key: plan["sizes"][key] for key in published.sizes} == published.sizes
+
+
+def test_a_plan_without_an_order_leaves_the_blocks_open() -> None:
+    published = PUBLISHED["gpt2"]
+    plan = plan_substitutions(published.config, None, 2, PAPER)
+    assert [entry["block"] for entry in plan["steps"]] == [None, None]
+    assert plan["steps"][0]["parameters"] == published.first
 
 
 def test_a_single_block_has_the_published_size(published: Published) -> None:
     index = published.order[0]
-    config = compact_config(
-        published.config, [index], compact_sizes(published.sizes, published.config)
-    )
+    config = compact_config(published.config, [index], published.sizes)
     with torch.device("meta"):
         blocks = [AutoModelForCausalLM.from_config(c) for c in (published.config, config)]
     family = family_of(config)
@@ -96,7 +128,7 @@ def test_a_single_block_has_the_published_size(published: Published) -> None:
 
 
 def test_the_order_of_substitutions_does_not_change_the_config(published: Published) -> None:
-    sizes = compact_sizes(published.sizes, published.config)
+    sizes = resolve_sizes(published.config)
     at_once = compact_config(published.config, [5, 2, 7], sizes)
     one_by_one: PreTrainedConfig = published.config
     for index in (7, 5, 2):
@@ -107,7 +139,7 @@ def test_the_order_of_substitutions_does_not_change_the_config(published: Publis
 def test_a_config_with_compact_blocks_survives_its_file(
     published: Published, tmp_path: Path
 ) -> None:
-    sizes = compact_sizes(published.sizes, published.config)
+    sizes = resolve_sizes(published.config)
     config = compact_config(published.config, [3, 1], sizes)
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
@@ -119,7 +151,7 @@ def test_a_config_with_compact_blocks_survives_its_file(
 
 def test_the_teachers_config_stays_as_it_is(published: Published) -> None:
     before = published.config.to_dict()
-    compact_config(published.config, [0], compact_sizes(published.sizes, published.config))
+    compact_config(published.config, [0])
     assert published.config.to_dict() == before
 
 
@@ -131,15 +163,26 @@ def test_blocks_out_of_range_or_twice_are_refused(blocks: list[int]) -> None:
 
 
 def test_an_unknown_architecture_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match="'llama' is not supported"):
-        family_of(LlamaConfig())
+    with pytest.raises(UserError, match=r"'opt' is not supported.*gpt2, phi, llama"):
+        family_of(OPTConfig())
+
+
+@pytest.mark.parametrize("recipe", ["paper", "narrow"])
+def test_a_plan_is_read_back_from_its_file(recipe: str, tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=61)
+    plan = plan_substitutions(config, [2, 0], 2, {**PAPER, "recipe": recipe})
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    sizes = planned_sizes(tmp_path / "plan.json")
+    assert isinstance(sizes, NarrowSizes if recipe == "narrow" else CompactSizes)
+    count = parameter_count(compact_config(config, [0, 2], sizes))
+    assert count == plan["steps"][-1]["parameters"]
 
 
 def test_a_baseline_reads_its_target_from_the_plan(tmp_path: Path) -> None:
     published = PUBLISHED["gpt2"]
     file = tmp_path / "plan.json"
-    plan = plan_substitutions(published.config, published.order, published.sizes)
+    plan = plan_substitutions(published.config, published.order, 6, PAPER)
     file.write_text(json.dumps(plan))
-    assert planned_parameters(file, published.order[:6]) == published.headline[1]
+    assert planned_parameters(file, list(published.order[:6])) == published.headline[1]
     with pytest.raises(RuntimeError, match="does not replace"):
         planned_parameters(file, [7, 5])

@@ -1,102 +1,62 @@
-"""Where a family keeps its blocks, and what of them a baseline may cut."""
+"""The families that can be compressed: a row each, from the class in its file of ``modeling/``."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PhiConfig,
-    PhiForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from iskd.errors import UserError
-from iskd.models.gpt2 import CompactGPT2Config, CompactGPT2LMHeadModel
-from iskd.models.phi import CompactPhiConfig, CompactPhiForCausalLM
+from iskd.models.modeling.iskd_blocks import Adapter
+from iskd.models.modeling.iskd_gpt2 import CompactGPT2LMHeadModel
+from iskd.models.modeling.iskd_gpt_neox import CompactGPTNeoXForCausalLM
+from iskd.models.modeling.iskd_llama import (
+    CompactLlamaForCausalLM,
+    CompactMistralForCausalLM,
+    CompactQwen2ForCausalLM,
+    CompactQwen3ForCausalLM,
+)
+from iskd.models.modeling.iskd_phi import CompactPhiForCausalLM
 
-
-@dataclass(frozen=True)
-class Cut:
-    """One dimension of one weight along which units (heads or neurons) lie side by side.
-
-    ``parts`` is the number of times the whole row of units repeats along ``dim`` (3 for GPT-2's
-    fused query-key-value projection).
-    """
-
-    weight: str
-    dim: int
-    parts: int = 1
+# The one place where a new family is entered.
+_MODELS: tuple[Any, ...] = (
+    CompactGPT2LMHeadModel,
+    CompactPhiForCausalLM,
+    CompactLlamaForCausalLM,
+    CompactMistralForCausalLM,
+    CompactQwen2ForCausalLM,
+    CompactQwen3ForCausalLM,
+    CompactGPTNeoXForCausalLM,
+)
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: its classes, the path of its block list, and where its units lie."""
+    """One architecture: its plain classes, its classes with changed blocks, and its adapter."""
 
-    name: str
     config: type[PreTrainedConfig]
-    model: type[PreTrainedModel]
     compact_config: type[PreTrainedConfig]
     compact_model: type[PreTrainedModel]
-    blocks_path: str
-    head_cuts: tuple[Cut, ...]
-    neuron_cuts: tuple[Cut, ...]
-    mlp_width: str
+    adapter: Adapter
+
+    @property
+    def name(self) -> str:
+        """The family's name in a study's config."""
+        return self.adapter.name
 
     def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
         """Give the model's list of blocks, first block first."""
-        blocks = model.get_submodule(self.blocks_path)
-        assert isinstance(blocks, nn.ModuleList)  # noqa: S101 - narrows the type
-        return blocks
-
-    def mlp_neurons(self, config: Any) -> int:
-        """Give the width of a full block's MLP (GPT-2 leaves it out for 4 times the model's)."""
-        return getattr(config, self.mlp_width) or 4 * config.hidden_size
+        return self.adapter.blocks(model)
 
 
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family(
-        name="gpt2",
-        config=GPT2Config,
-        model=GPT2LMHeadModel,
-        compact_config=CompactGPT2Config,
-        compact_model=CompactGPT2LMHeadModel,
-        blocks_path="transformer.h",
-        head_cuts=(
-            Cut("attn.c_attn.weight", 1, parts=3),
-            Cut("attn.c_attn.bias", 0, parts=3),
-            Cut("attn.c_proj.weight", 0),
-        ),
-        neuron_cuts=(
-            Cut("mlp.c_fc.weight", 1),
-            Cut("mlp.c_fc.bias", 0),
-            Cut("mlp.c_proj.weight", 0),
-        ),
-        mlp_width="n_inner",
-    ),
-    "phi": Family(
-        name="phi",
-        config=PhiConfig,
-        model=PhiForCausalLM,
-        compact_config=CompactPhiConfig,
-        compact_model=CompactPhiForCausalLM,
-        blocks_path="model.layers",
-        head_cuts=(
-            *(
-                Cut(f"self_attn.{projection}_proj.{part}", 0)
-                for projection in "qkv"
-                for part in ("weight", "bias")
-            ),
-            Cut("self_attn.dense.weight", 1),
-        ),
-        neuron_cuts=(Cut("mlp.fc1.weight", 0), Cut("mlp.fc1.bias", 0), Cut("mlp.fc2.weight", 1)),
-        mlp_width="intermediate_size",
-    ),
-}
+def _family(model: Any) -> Family:
+    compact = model.config_class
+    # The classes in front are ours; the plain config is the next one of the library.
+    plain = next(c for c in compact.__mro__ if c.__module__.startswith("transformers."))
+    return Family(plain, compact, model, model.adapter)
+
+
+FAMILIES: dict[str, Family] = {model.adapter.name: _family(model) for model in _MODELS}
 
 
 def family_of(config: PreTrainedConfig) -> Family:

@@ -16,7 +16,7 @@ from transformers.utils import logging as library_logging
 
 from iskd.errors import UserError
 from iskd.models.families import family_of
-from iskd.models.substitution import parameter_count
+from iskd.models.recipes import parameter_count
 
 # Larger than any model: its weights stay in one file of a name known beforehand.
 ONE_FILE = "1000TB"
@@ -70,9 +70,34 @@ def adopt_model(folder: Path, *, family: str, blocks: int) -> int:
             f"the model has {config.num_hidden_layers} blocks: "
             f"write blocks: {config.num_hidden_layers} for this teacher"
         )
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.eos_token_id is None:
+    if load_tokenizer(folder).eos_token_id is None:
         raise UserError("the model's tokenizer has no end token (eos_token): choose another model")
+    _settle_files(folder)
+    return parameter_count(config)
+
+
+def adopt_reference(folder: Path, *, teacher: Path) -> int:
+    """Check a fetched model that is only evaluated, and settle its files' names.
+
+    Returns:
+        its number of parameters
+
+    Raises:
+        UserError: its tokenizer is not the teacher's, so that losses per token would differ by
+            what a token is.
+    """
+    own, other = load_tokenizer(folder), load_tokenizer(teacher)
+    if own.get_vocab() != other.get_vocab():
+        raise UserError(
+            "the model's tokenizer is not its teacher's, so their losses per token cannot be "
+            "compared: choose a model with the teacher's tokenizer"
+        )
+    _settle_files(folder)
+    return parameter_count(load_config(folder))
+
+
+def _settle_files(folder: Path) -> None:
+    """Put all weights into one file, and the tokenizer into its fast form."""
     if not (folder / "model.safetensors").exists():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", local_files_only=True, use_safetensors=True
@@ -80,6 +105,5 @@ def adopt_model(folder: Path, *, family: str, blocks: int) -> int:
         for shard in folder.glob("*.safetensors*"):
             shard.unlink()
         model.save_pretrained(folder, max_shard_size=ONE_FILE)
-    tokenizer.save_pretrained(folder)
+    load_tokenizer(folder).save_pretrained(folder)
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    return parameter_count(config)

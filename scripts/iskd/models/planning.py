@@ -1,43 +1,94 @@
 """What each step leaves of a model, worked out before anything is trained."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from iskd.models.sizes import CompactSizes
-from iskd.models.substitution import compact_config, parameter_count
+from iskd.models.modeling.iskd_blocks import CompactSizes, NarrowSizes
+from iskd.models.recipes import Sizes, block_parameters, parameter_count, resolve_sizes
+from iskd.models.substitution import compact_config
+
+# How a request names its targets, beside the sizes themselves.
+_TARGETS = ("recipe", "reduction", "like")
 
 
-def compact_sizes(sizes: dict[str, Any], config: PreTrainedConfig) -> CompactSizes:
-    """Complete the config's sizes of a compact block with the model's own number of positions.
+def requested_sizes(config: PreTrainedConfig, request: dict[str, Any], replaced: int) -> Sizes:
+    """Settle the sizes that a study's config asks for.
 
-    A shorter inner position embedding would fail on the first text longer than that.
+    Args:
+        config: the teacher's config.
+        request: ``recipe``; ``reduction`` or None; the sizes that are given, None for the others;
+            and ``like``, another request whose block is not to be exceeded, or None.
+        replaced: blocks that will be replaced, for ``reduction``.
+
+    Raises:
+        UserError: sizes that do not fit, or a reduction out of reach.
     """
-    return CompactSizes(**sizes, positions=config.max_position_embeddings)
+    given = {key: value for key, value in request.items() if key not in _TARGETS}
+    like = request.get("like")
+    parameters = None
+    if like is not None and request["reduction"] is None:
+        parameters = block_parameters(config, requested_sizes(config, like, replaced))
+    return resolve_sizes(
+        config,
+        request["recipe"],
+        given,
+        replaced=replaced,
+        reduction=request["reduction"],
+        parameters=parameters,
+    )
 
 
 def plan_substitutions(
-    config: PreTrainedConfig, order: list[int], sizes: dict[str, Any]
+    config: PreTrainedConfig,
+    order: list[int] | None,
+    steps: int,
+    request: dict[str, Any],
+    *,
+    headline: int | None = None,
 ) -> dict[str, Any]:
     """List block, parameters and reduction (1 - parameters / teacher's) of every step.
 
+    Args:
+        config: the teacher's config.
+        order: the blocks in their order; None where each step measures which one goes.
+        steps: how many blocks go.
+        request: what replaces them, as :func:`requested_sizes` reads it.
+        headline: the step at which a reduction is to be reached; left out, the last one.
+
     Raises:
-        UserError: the order names a block the model has not, or one twice.
+        UserError: the order names a block the model has not, or one twice, or the sizes do not fit.
     """
     whole = parameter_count(config)
-    compact = compact_sizes(sizes, config)
-    steps = []
-    for step, block in enumerate(order, 1):
-        left = parameter_count(compact_config(config, order[:step], compact))
-        steps.append(
+    sizes = requested_sizes(config, request, headline or steps)
+    # All blocks of a decoder are alike, so which ones go does not matter for the counts.
+    blocks = order if order is not None else list(range(steps))
+    planned = []
+    for step in range(1, steps + 1):
+        left = parameter_count(compact_config(config, blocks[:step], sizes))
+        block = order[step - 1] if order is not None else None
+        planned.append(
             {"step": step, "block": block, "parameters": left, "reduction": 1 - left / whole}
         )
-    return {"teacher_parameters": whole, "steps": steps}
+    return {
+        "teacher_parameters": whole,
+        "steps": planned,
+        "recipe": request["recipe"],
+        "sizes": asdict(sizes),
+    }
 
 
-def planned_parameters(plan: Path, replaced: list[int]) -> int:
+def planned_sizes(plan: Path) -> Sizes:
+    """Read the sizes of the new blocks from a plan."""
+    read = json.loads(plan.read_text(encoding="utf-8"))
+    kind = NarrowSizes if read["recipe"] == "narrow" else CompactSizes
+    return kind(**read["sizes"])
+
+
+def planned_parameters(plan: Path, replaced: list[int | None]) -> int:
     """Read from a plan how many parameters are left once ``replaced`` are compact.
 
     Raises:

@@ -7,6 +7,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from iskd.models.families import FAMILIES
 
+# What the families call their dropouts; one that a family has not is passed over.
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
+
 
 def scratch_config(
     family: str,
@@ -22,14 +25,16 @@ def scratch_config(
 
     Args:
         family: a key of ``FAMILIES``.
-        shape: an ``Architecture`` section of the config: blocks, width, heads, mlp.
+        shape: an ``Architecture`` section of the config: blocks, width, heads, mlp; kv_heads for
+            families whose heads may share keys and values (left out, every head has its own).
         vocabulary: entries of its tokenizer.
         positions: longest sequence, in tokens.
         end_token: id of the token that ends (and begins) a text.
         dropout: probability, everywhere in the model.
         initializer_range: standard deviation of the fresh weights.
     """
-    common: dict[str, Any] = {
+    kind = FAMILIES[family]
+    values: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": shape["width"],
         "num_hidden_layers": shape["blocks"],
@@ -37,16 +42,16 @@ def scratch_config(
         "max_position_embeddings": positions,
         "bos_token_id": end_token,
         "eos_token_id": end_token,
-        "resid_pdrop": dropout,
-        "embd_pdrop": dropout,
         "initializer_range": initializer_range,
+        kind.adapter.mlp_width: shape["mlp"] or 4 * shape["width"],
     }
-    mlp = shape["mlp"] or 4 * shape["width"]
-    own = {
-        "gpt2": {"n_inner": mlp, "attn_pdrop": dropout},
-        "phi": {"intermediate_size": mlp, "attention_dropout": dropout},
-    }[family]
-    return FAMILIES[family].config(**common, **own)
+    known = kind.config()
+    values |= {key: dropout for key in _DROPOUTS if hasattr(known, key)}
+    if hasattr(known, "num_key_value_heads"):
+        values["num_key_value_heads"] = shape.get("kv_heads") or shape["heads"]
+    if getattr(known, "head_dim", None) is not None:
+        values["head_dim"] = shape["width"] // shape["heads"]
+    return kind.config(**values)
 
 
 def fresh_model(config: PreTrainedConfig, seed: int) -> PreTrainedModel:

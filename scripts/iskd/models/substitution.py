@@ -1,24 +1,33 @@
-"""Swap one block of a model for a compact one, and count what is left."""
+"""Swap blocks of a model for compact ones, and say so in its config."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from iskd.errors import UserError
+from iskd.models.activations import BlockCall
 from iskd.models.families import family_of
-from iskd.models.sizes import ChangedBlocks, CompactSizes, NarrowSizes
-
-Initialisation = Literal["xavier", "family"]
+from iskd.models.initialisation import Initialisation, initialise_compact, initialise_narrow
+from iskd.models.modeling.iskd_blocks import (
+    ChangedBlocks,
+    CompactBlock,
+    CompactSizes,
+    NarrowSizes,
+)
+from iskd.models.recipes import Recipe, Sizes, resolve_sizes
 
 
 def _changed_config(teacher: PreTrainedConfig, changed: ChangedBlocks) -> PreTrainedConfig:
     family = family_of(teacher)
     values = teacher.to_dict()
-    for key in ("model_type", "architectures", "transformers_version", "dtype"):
+    for key in ("model_type", "architectures", "transformers_version", "dtype", "auto_map"):
         values.pop(key, None)
+    if values.get("layer_types") is not None:
+        # Entries for cache slots beyond the outer blocks are made anew.
+        values["layer_types"] = values["layer_types"][: teacher.num_hidden_layers]
     config = family.compact_config(**{**values, **changed.entries()})
     config.architectures = [family.compact_model.__name__]
     config.dtype = teacher.dtype
@@ -37,18 +46,46 @@ def _check_indices(config: PreTrainedConfig, indices: Sequence[int]) -> None:
 
 
 def compact_config(
-    config: PreTrainedConfig, blocks: Sequence[int], sizes: CompactSizes
+    config: PreTrainedConfig,
+    blocks: Sequence[int],
+    sizes: Sizes | Mapping[str, Any] | None = None,
+    *,
+    recipe: Recipe = "paper",
+    reduction: float | None = None,
 ) -> PreTrainedConfig:
-    """Give the config of ``config``'s model with ``blocks`` replaced by compact ones.
+    """Give the config of ``config``'s model with ``blocks`` replaced.
 
-    ``config`` may be a teacher's or one that already has compact blocks; those stay.
+    ``AutoModelForCausalLM.from_config`` builds the model from it, on the meta device too.
+
+    Args:
+        config: a teacher's, or one that already has compact blocks; those stay.
+        blocks: indices of the blocks to replace.
+        sizes: sizes of the new blocks, all or some of them; left out, the recipe sizes itself:
+            to ``reduction``, or in the paper's proportions.
+        recipe: ``paper``, ``bottleneck`` or ``narrow``.
+        reduction: 1 - parameters / teacher's once these blocks are replaced.
 
     Raises:
-        UserError: a block that does not exist, twice the same block, or one replaced already.
+        UserError: a block that does not exist, twice the same block, one replaced already, sizes
+            that do not fit, a reduction out of reach, or a family that was not published.
     """
     changed = ChangedBlocks.of(config)
     _check_indices(config, [*changed.compact, *blocks])
     narrow = {index: left for index, left in changed.narrow.items() if index not in blocks}
+    if not isinstance(sizes, CompactSizes | NarrowSizes):
+        # Narrow blocks that go now save nothing any more.
+        left = ChangedBlocks(changed.compact, narrow)
+        rest = _changed_config(config, left) if changed.narrow else config
+        sizes = resolve_sizes(
+            rest, recipe, sizes, replaced=max(1, len(blocks)), reduction=reduction
+        )
+    if isinstance(sizes, NarrowSizes):
+        return narrow_config(config, dict.fromkeys(blocks, sizes))
+    family = family_of(config)
+    if sizes.published and family.adapter.publish is None:
+        raise UserError(
+            f"the published code has no family {family.name}: only gpt2 and phi can be as published"
+        )
     return _changed_config(
         config, ChangedBlocks({**changed.compact, **dict.fromkeys(blocks, sizes)}, narrow)
     )
@@ -58,61 +95,93 @@ def narrow_config(config: PreTrainedConfig, sizes: Mapping[int, NarrowSizes]) ->
     """Give the config of ``config``'s model with the named blocks narrowed to ``sizes``.
 
     Raises:
-        UserError: a block that does not exist, or one that is compact.
+        UserError: a block that does not exist or was replaced already, or heads that would part
+            from the key they share.
     """
     changed = ChangedBlocks.of(config)
-    _check_indices(config, [*changed.compact, *sizes])
+    _check_indices(config, [*changed.compact, *changed.narrow, *sizes])
+    share = family_of(config).adapter.sharing_heads(config)
+    for index, size in sizes.items():
+        if size.heads < share or size.heads % share:
+            raise UserError(
+                f"block {index} shall keep {size.heads} heads: {share} of this model's share a "
+                f"key, so it takes a multiple of {share}"
+            )
     return _changed_config(
         config, ChangedBlocks(changed.compact, {**changed.narrow, **dict(sizes)})
     )
 
 
-def parameter_count(config: PreTrainedConfig) -> int:
-    """Count the parameters of a config's model; tied weights count once, nothing is allocated."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def replace_block(
     model: PreTrainedModel,
     index: int,
-    sizes: CompactSizes,
+    sizes: Sizes,
     initialisation: Initialisation,
     seed: int,
+    *,
+    calls: Sequence[BlockCall] = (),
 ) -> tuple[PreTrainedModel, nn.Module]:
-    """Swap block ``index`` for a freshly initialised compact one; all other weights are kept.
+    """Swap block ``index`` for a new one; all other weights are kept.
 
-    ``xavier`` draws both projections from Xavier's uniform distribution with zero biases and
-    leaves the inner backbone to the family's default; ``family`` uses the family's default
-    throughout. These are what the published code does for GPT-2 and for Phi.
+    Args:
+        model: the model as it is; left alone.
+        index: the block.
+        sizes: of the new block; their class decides whether it is compact or narrow.
+        initialisation: how it starts (see :mod:`iskd.models.initialisation`).
+        seed: seed of what is drawn.
+        calls: what the teacher's block was handed and gave, for kinds that need it.
 
     Returns:
         the new model, and its new block
 
     Raises:
-        UserError: the block does not exist or is compact already.
+        UserError: the block does not exist or is compact already, or cannot start so.
     """
-    config = compact_config(model.config, [index], sizes)
+    new, blocks = replace_blocks(model, {index: sizes}, initialisation, seed, calls={index: calls})
+    return new, blocks[index]
+
+
+def replace_blocks(
+    model: PreTrainedModel,
+    sizes: Mapping[int, Sizes],
+    initialisation: Initialisation,
+    seed: int,
+    *,
+    calls: Mapping[int, Sequence[BlockCall]] | None = None,
+) -> tuple[PreTrainedModel, dict[int, nn.Module]]:
+    """Swap several blocks at once; otherwise as :func:`replace_block`.
+
+    Returns:
+        the new model, and its new blocks by index
+    """
+    config = model.config
+    for index, size in sizes.items():
+        config = compact_config(config, [index], size)
+    family = family_of(config)
+    old = family.blocks(model)
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         new = AutoModelForCausalLM.from_config(
             config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
         )
-        family = family_of(config)
-        block = family.blocks(new)[index]
-        if initialisation == "xavier":
-            for name in ("down", "up"):
-                projection = block.get_submodule(name)
-                assert isinstance(projection, nn.Linear)  # noqa: S101 - narrows the type
-                nn.init.xavier_uniform_(projection.weight)
-                nn.init.zeros_(projection.bias)
-    own = f"{family.blocks_path}.{index}."
+        # Before anything is fitted: activations come from where the model is.
+        new = new.to(model.device)
+        blocks = {index: family.blocks(new)[index] for index in sizes}
+        for index, block in blocks.items():
+            size, known = sizes[index], (calls or {}).get(index, ())
+            if isinstance(size, NarrowSizes):
+                initialise_narrow(
+                    block, size, initialisation, model.config, replaced=old[index], calls=known
+                )
+            else:
+                assert isinstance(block, CompactBlock)  # noqa: S101 - narrows the type
+                initialise_compact(block, initialisation, config, calls=known)
+    own = tuple(f"{family.adapter.blocks_path}.{index}." for index in sizes)
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith(own)}
     missing, unexpected = new.load_state_dict(kept, strict=False)
     strangers = [name for name in missing if not name.startswith(own)] + list(unexpected)
     if strangers:
         raise RuntimeError(f"weights without a place after the substitution: {strangers}")
     new.generation_config = model.generation_config
-    return new.to(model.device).train(model.training), block
+    return new.train(model.training), blocks

@@ -61,6 +61,12 @@ def _imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             named.add(node.module)
             named.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 1:
+            # Files that are copied into saved models import each other relatively.
+            here = ".".join(path.parent.relative_to(SCRIPTS).parts)
+            base = f"{here}.{node.module}" if node.module else here
+            named.add(base)
+            named.update(f"{base}.{alias.name}" for alias in node.names)
     inside: set[str] = set()
     for name in named:
         parts = name.split(".")
