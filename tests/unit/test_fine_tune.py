@@ -14,10 +14,13 @@ from iskd.errors import UserError
 from iskd.models import CompactSizes, replace_block
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.training import loop
-from iskd.training.loop import TokenBlocks, fine_tune, write_history
-from iskd.training.objectives import Distillation
+from iskd.training.flops import count_flops
+from iskd.training.loop import TokenBlocks, fine_tune, joined, write_history
+from iskd.training.objectives import Mixture
+from iskd.training.optimizer import published_groups
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
+FAMILIES = ["gpt2", "phi", "llama", "gpt_neox"]
 SIZES = CompactSizes(width=16, heads=2, blocks=2, mlp=24, positions=POSITIONS)
 SETTINGS: dict[str, Any] = {
     "epochs": 1,
@@ -60,7 +63,7 @@ class Watch:
         self.rates: list[list[float]] = []
         self.norms: list[float] = []
         self.seen: list[torch.Tensor] = []
-        make, loss = loop.make_optimizer, loop.next_token_loss
+        make, loss, count = loop.make_optimizer, loop.next_token_loss, loop.count_flops
 
         def watched(
             name: str, groups: list[dict[str, Any]], *, beta2: float
@@ -73,7 +76,15 @@ class Watch:
             self.seen.append(batch["input_ids"].clone())
             return loss(model, batch)
 
+        def counted(*args: Any) -> int:
+            """Forget the batch of the throw-away pass: nothing is learnt from it."""
+            before = len(self.seen)
+            flops = count(*args)
+            del self.seen[before:]
+            return flops
+
         monkeypatch.setattr(loop, "make_optimizer", watched)
+        monkeypatch.setattr(loop, "count_flops", counted)
         self.objective = objective
 
     def record(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -140,6 +151,13 @@ def test_a_run_takes_the_promised_number_of_steps(
     assert [row["tokens"] for row in history] == [10 * sum(full[: n + 1]) for n in range(len(full))]
 
 
+def test_the_last_step_is_always_reported() -> None:
+    settings = SETTINGS | {"batch_size": 1}
+    history = fine_tune(fresh(), random_blocks(101, length=4), settings, seed=1)
+    assert [row["step"] for row in history][-2:] == [100, 101]
+    assert history[-1]["tokens"] == 404
+
+
 def test_a_long_run_reports_about_fifty_times(watch: Watch) -> None:
     settings = SETTINGS | {"batch_size": 1}
     history = fine_tune(fresh(), random_blocks(110, length=4), settings, seed=1)
@@ -147,11 +165,11 @@ def test_a_long_run_reports_about_fifty_times(watch: Watch) -> None:
     assert [row["step"] for row in history] == list(range(2, 111, 2))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_both_rates_are_as_asked_at_the_first_step(
     family: str, tiny_model: MakeModel, watch: Watch
 ) -> None:
-    model, block = replace_block(tiny_model(family), 1, SIZES, "xavier", seed=1)
+    model, block = replace_block(tiny_model(family), 1, SIZES, "paper", seed=1)
     history = fine_tune(model, random_blocks(16), SETTINGS, seed=1, new=[block])
     assert sorted(set(watch.rates[0])) == [1e-4, 1e-3]
     assert sorted(set(watch.rates[2])) == pytest.approx([0.5e-4, 0.5e-3])
@@ -160,7 +178,7 @@ def test_both_rates_are_as_asked_at_the_first_step(
 
 def test_one_step_of_adam_moves_each_weight_by_its_rate(tiny_model: MakeModel) -> None:
     """Adam's first step is the rate times the gradient's sign, so it shows who has which rate."""
-    model, block = replace_block(tiny_model("gpt2"), 1, SIZES, "xavier", seed=1)
+    model, block = replace_block(tiny_model("gpt2"), 1, SIZES, "paper", seed=1)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     new = {id(p) for p in block.parameters()}
     fine_tune(model, random_blocks(4), SETTINGS, seed=1, new=[block])
@@ -201,7 +219,7 @@ def test_gradients_are_clipped_only_if_asked(watch: Watch) -> None:
     assert norms[None] > 0.1
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_falls_on_what_can_be_learnt(family: str) -> None:
     counting = (torch.arange(12)[None] + torch.arange(32)[:, None]) % (VOCABULARY - 1) + 1
     settings = SETTINGS | {
@@ -230,7 +248,7 @@ def test_the_first_reported_loss_is_that_of_the_untouched_model() -> None:
 
 def test_an_objective_is_what_is_trained_on(tiny_model: MakeModel) -> None:
     teacher, student = tiny_model("gpt2"), fresh()
-    objective = Distillation(teacher, temperature=1.0, weight=1.0)
+    objective = Mixture({"next_token": 0.0, "kl": 1.0, "temperature": 1.0, "hidden": 0.0}, teacher)
     kept = {name: value.clone() for name, value in teacher.state_dict().items()}
     blocks = random_blocks(6)
     with torch.no_grad():
@@ -241,6 +259,136 @@ def test_an_objective_is_what_is_trained_on(tiny_model: MakeModel) -> None:
     assert history[0]["loss"] == pytest.approx(wanted, rel=1e-5)
     assert history[0]["learning_rate"] == 1e-3
     assert all(torch.equal(kept[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_other_groups_may_be_given(tiny_model: MakeModel) -> None:
+    """The published code's: with block 1 replaced, block 10 stays as it is."""
+    model, _ = replace_block(tiny_model("gpt2", blocks=11, width=16), 1, SIZES, "paper", 1)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    groups = published_groups(
+        model, "transformer.h.1", rate_new=1e-3, rate_rest=1e-4, weight_decay=0.0
+    )
+    history = fine_tune(model, random_blocks(4), SETTINGS, seed=1, groups=groups)
+    assert history[0]["learning_rate"] == 1e-4
+    for name, parameter in model.named_parameters():
+        moved = (parameter.detach() - before[name]).abs().max().item()
+        rate = 1e-3 if name.startswith("transformer.h.1.") else 1e-4
+        rate = 0.0 if name.startswith("transformer.h.10.") else rate
+        assert moved == pytest.approx(rate, rel=0.02), name
+
+
+def test_a_step_is_announced_before_its_batch_is_seen(watch: Watch) -> None:
+    calls = []
+
+    def on_step(step: int, total: int) -> None:
+        calls.append((step, total, len(watch.seen), len(watch.rates)))
+
+    fine_tune(
+        fresh(), random_blocks(10), SETTINGS, seed=1, objective=watch.objective, on_step=on_step
+    )
+    assert calls == [(0, 3, 0, 0), (1, 3, 1, 1), (2, 3, 2, 2)]
+
+
+def hand_count(model: PreTrainedModel, length: int) -> int:
+    """FLOPs of a forward pass over one sequence through a GPT-2 without compact blocks.
+
+    Twice the weights for each token, and twice the two products of attention.
+    """
+    config = model.config
+    width, blocks = config.n_embd, config.n_layer
+    weights = blocks * (4 * width**2 + 2 * width * config.n_inner) + width * config.vocab_size
+    return 2 * length * weights + blocks * 4 * length**2 * width
+
+
+def test_flops_are_those_counted_by_hand() -> None:
+    model = fresh()
+    history = fine_tune(model, random_blocks(10), SETTINGS | {"epochs": 2}, seed=1)
+    # The backward pass costs twice the forward one; the batches have 4, 4 and 2 sequences.
+    wanted = 3 * hand_count(model, 10)
+    assert [row["flops"] for row in history] == [wanted * n for n in (4, 8, 10, 14, 18, 20)]
+    assert {row["phase"] for row in history} == {"joint"}
+
+
+def test_the_teachers_forward_pass_is_counted(tiny_model: MakeModel) -> None:
+    model, teacher = fresh(), tiny_model("gpt2")
+    weights = {"next_token": 0.5, "kl": 0.5, "temperature": 1.0, "hidden": 0.0}
+    objective = Mixture(weights, teacher)  # type: ignore[arg-type]
+    history = fine_tune(model, random_blocks(4), SETTINGS, seed=1, objective=objective)
+    assert history[0]["flops"] == 4 * (3 * hand_count(model, 10) + hand_count(teacher, 10))
+
+
+def test_flops_are_counted_once_for_each_variant_of_the_model(watch: Watch) -> None:
+    model = fresh()
+
+    def longer(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss: torch.Tensor = watch.objective(model, batch)
+        return loss + watch.objective(model, batch) if variant[-1] else loss
+
+    variant: list[bool] = []
+
+    def on_step(step: int, total: int) -> bool:
+        variant.append(step % 2 == 1)
+        return variant[-1]
+
+    history = fine_tune(
+        model, random_blocks(16), SETTINGS, seed=1, objective=longer, on_step=on_step
+    )
+    one = 4 * 3 * hand_count(model, 10)
+    assert [row["flops"] for row in history] == [one, 3 * one, 4 * one, 6 * one]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_counting_changes_no_bit_of_the_result(
+    family: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, rows = [], []
+    for counting in (True, False):
+        if not counting:
+            monkeypatch.setattr(loop, "count_flops", lambda *_: 0)
+        model = fresh(family, dropout=0.2)
+        settings = SETTINGS | {"precision": precision}
+        history = fine_tune(
+            model, random_blocks(10), settings, seed=3, on_step=lambda step, _: step
+        )
+        rows.append([row | {"flops": 0} for row in history])
+        weights.append({k: v.clone() for k, v in model.state_dict().items()})
+        assert (history[-1]["flops"] > 0) == counting
+    assert rows[0] == rows[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_counting_leaves_gradients_and_random_states_as_they_were() -> None:
+    layer = nn.Linear(3, 5, bias=False)
+    layer.weight.grad = torch.full((5, 3), 7.0)
+    state = torch.get_rng_state()
+
+    def run() -> torch.Tensor:
+        loss: torch.Tensor = layer(torch.rand(2, 3)).sum()
+        return loss
+
+    # Forward, and the gradient of the weight; the input needs none.
+    assert count_flops(run, layer.parameters()) == 2 * (2 * 2 * 3 * 5)
+    assert torch.equal(layer.weight.grad, torch.full((5, 3), 7.0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_phases_are_joined_with_running_totals() -> None:
+    first = [
+        {"phase": "warm_start", "step": 1, "tokens": 40, "flops": 7, "loss": 0.9},
+        {"phase": "warm_start", "step": 3, "tokens": 100, "flops": 20, "loss": 0.5},
+    ]
+    second = [{"phase": "joint", "step": 2, "tokens": 80, "flops": 50, "loss": 3.0}]
+    third = [{"phase": "joint", "step": 1, "tokens": 1, "flops": 1, "loss": 2.0}]
+    rows = joined(first, [], second, third)
+    assert [row["phase"] for row in rows] == ["warm_start", "warm_start", "joint", "joint"]
+    assert [row["step"] for row in rows] == [1, 3, 5, 6]
+    assert [row["tokens"] for row in rows] == [40, 100, 180, 181]
+    assert [row["flops"] for row in rows] == [7, 20, 70, 71]
+    assert [row["loss"] for row in rows] == [0.9, 0.5, 3.0, 2.0]
+    assert second[0]["step"] == 2
+    assert joined() == []
+    assert joined([], second) == second
 
 
 def test_autocast_keeps_the_weights_in_full_precision() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig, PreTrainedModel
 
 from iskd.models import CompactSizes, compact_config, family_of, parameter_count
-from iskd.training.optimizer import make_optimizer, parameter_groups
+from iskd.training.optimizer import make_optimizer, parameter_groups, published_groups
 
 GPT2_ORDER = [5, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6, 0]
 PHI_ORDER = [9, 1, 19, 15, 14, 7, 17, 8, 10, 11, 13, 20, 0, 4, 12, 18, 6, 21, 5, 2, 23, 3, 16, 22]
@@ -77,6 +77,71 @@ def test_the_whole_model_may_be_new() -> None:
     model = nn.Linear(3, 3)
     assert {g["lr"] for g in groups_of(model, [model])} == {1e-4}
     assert {g["lr"] for g in groups_of(model, [])} == {2e-5}
+
+
+def test_embeddings_decay() -> None:
+    model = on_meta("gpt2", [5])
+    embeddings = {id(model.get_parameter(f"transformer.{name}.weight")) for name in ("wte", "wpe")}
+    decaying = {id(p) for g in groups_of(model, []) if g["weight_decay"] for p in g["params"]}
+    assert embeddings <= decaying
+
+
+def published(name: str, index: int) -> tuple[set[int], list[dict[str, Any]]]:
+    """The published code's groups with block ``index`` replaced, and which blocks they leave out.
+
+    A block is left out if none of its parameters is in a group; all else has to be in one.
+    """
+    model = on_meta(name, [index])
+    blocks = family_of(model.config).blocks(model)
+    groups = published_groups(
+        model,
+        next(name for name, module in model.named_modules() if module is blocks[index]),
+        rate_new=1e-4,
+        rate_rest=2e-5,
+        weight_decay=0.01,
+    )
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert [g["lr"] for g in groups] == [2e-5, 1e-4]
+    assert {g["weight_decay"] for g in groups} == {0.01}
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in blocks[index].parameters()}
+    left = {id(p) for p in model.parameters()} - set(grouped)
+    out = {i for i, block in enumerate(blocks) if left & {id(p) for p in block.parameters()}}
+    assert left == {id(p) for i in out for p in blocks[i].parameters()}
+    return out, groups
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "out"),
+    [
+        ("gpt2", 1, {10, 11}),
+        ("gpt2", 0, set()),
+        ("gpt2", 10, set()),
+        ("phi", 1, set(range(10, 20))),
+        ("phi", 2, set(range(20, 24))),
+        ("phi", 3, set()),
+    ],
+)
+def test_the_published_groups_leave_out_blocks_whose_number_begins_alike(
+    name: str, index: int, out: set[int]
+) -> None:
+    assert published(name, index)[0] == out
+
+
+def test_the_published_groups_leave_frozen_parameters_out() -> None:
+    model = on_meta("gpt2", [3])
+    model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
+    groups = published_groups(
+        model, "transformer.h.3", rate_new=1e-4, rate_rest=2e-5, weight_decay=0.0
+    )
+    assert all(p.requires_grad for group in groups for p in group["params"])
+
+
+def test_a_prefix_without_parameters_is_a_bug() -> None:
+    with pytest.raises(ValueError, match=r"no trainable parameter under 'transformer.h.12'"):
+        published_groups(
+            on_meta("gpt2", []), "transformer.h.12", rate_new=1, rate_rest=1, weight_decay=0
+        )
 
 
 def test_adam_adds_decay_to_the_gradient_and_adamw_takes_it_off_the_weight() -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from iskd.errors import UserError
+from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import make_optimizer, parameter_groups
 
@@ -28,6 +29,10 @@ log = logging.getLogger("iskd.training")
 
 # How many times a run reports to its log and its history: enough for a curve, few enough to read.
 REPORTS = 50
+
+# Called before each optimiser step with its number (from 0) and the number of steps. What it gives
+# says which variant of the model the step runs: FLOPs are counted once for each.
+OnStep = Callable[[int, int], Hashable]
 
 
 class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
@@ -63,11 +68,42 @@ class _ObjectiveTrainer(Trainer):
 class _Reporter(TrainerCallback):
     """Write the training curve, and say in the log how far the run is and what is left."""
 
-    def __init__(self, history: list[dict[str, Any]], blocks: torch.Tensor, batch: int) -> None:
+    def __init__(
+        self,
+        history: list[dict[str, Any]],
+        blocks: torch.Tensor,
+        batch: int,
+        *,
+        count: Callable[[], int],
+        on_step: OnStep | None,
+    ) -> None:
         self.history = history
         self.sequences, self.length = blocks.shape
         self.batch = batch
+        self.count = count
+        self.on_step = on_step
+        self.flops = 0
+        self.per_sequence: dict[Hashable, int] = {}
         self.started = time.monotonic()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the model ready for the step, and add up what the step costs."""
+        del args, control, kwargs
+        step = state.global_step
+        variant = self.on_step(step, state.max_steps) if self.on_step else None
+        if variant not in self.per_sequence:
+            self.per_sequence[variant] = self.count()
+        self.flops += self.per_sequence[variant] * (self.seen(step + 1) - self.seen(step))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the last step reported whatever its number: its totals are the run's."""
+        del args, kwargs
+        if state.global_step == state.max_steps:
+            control.should_log = True
 
     def on_log(
         self,
@@ -82,26 +118,44 @@ class _Reporter(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         done = state.global_step
-        epochs, batches = divmod(done, -(-self.sequences // self.batch))
-        seen = epochs * self.sequences + batches * self.batch
         left = (time.monotonic() - self.started) / done * (state.max_steps - done)
         self.history.append(
             {
+                "phase": "joint",
                 "step": done,
-                "tokens": seen * self.length,
+                "tokens": self.seen(done) * self.length,
                 "loss": float(logs["loss"]),
                 "learning_rate": float(logs["learning_rate"]),
+                "flops": self.flops,
             }
         )
         log.info(
             "step %d of %d, loss %.4f, about %.0f s left", done, state.max_steps, logs["loss"], left
         )
 
+    def seen(self, steps: int) -> int:
+        """Count the sequences of so many steps; an epoch's last batch may be a short one."""
+        epochs, batches = divmod(steps, -(-self.sequences // self.batch))
+        return epochs * self.sequences + batches * self.batch
+
 
 def make_deterministic(seed: int) -> None:
     """Seed torch and ask for algorithms with a fixed order of summation."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
+
+
+def check_length(model: PreTrainedModel, blocks: torch.Tensor) -> None:
+    """Check that a model takes sequences as long as these, int (sequences, length).
+
+    Raises:
+        UserError: it does not.
+    """
+    if blocks.shape[1] > model.config.max_position_embeddings:
+        raise UserError(
+            f"the model takes {model.config.max_position_embeddings} positions, the sequences have "
+            f"{blocks.shape[1]}; lower corpus.block_length"
+        )
 
 
 def fine_tune(
@@ -112,6 +166,8 @@ def fine_tune(
     seed: int,
     new: Collection[nn.Module] = (),
     objective: Objective = next_token_loss,
+    groups: list[dict[str, Any]] | None = None,
+    on_step: OnStep | None = None,
 ) -> list[dict[str, Any]]:
     """Train a model in place.
 
@@ -122,24 +178,28 @@ def fine_tune(
         seed: seed of the data's order and of dropout.
         new: modules that get the high learning rate; all the rest gets the low one.
         objective: the loss.
+        groups: the optimiser's parameter groups, in place of those that ``new`` makes; the
+            learning rate reported is the first one's.
+        on_step: called before each optimiser step, the first one included.
 
     Returns:
-        the training curve: optimiser step, tokens seen, loss in nats, low learning rate
+        the training curve, its last row at the last step: optimiser step, tokens seen, loss (mean
+        since the row before), low learning rate, and FLOPs so far (forward and backward, the
+        teacher's included; counted on one sequence of a throw-away pass, which they are
+        proportional to)
 
     Raises:
         UserError: the sequences are longer than the model takes.
     """
-    if blocks.shape[1] > model.config.max_position_embeddings:
-        raise UserError(
-            f"the model takes {model.config.max_position_embeddings} positions, the sequences have "
-            f"{blocks.shape[1]}; lower corpus.block_length"
-        )
+    check_length(model, blocks)
     seed %= 2**32  # numpy, which the Trainer seeds too, takes no more
     make_deterministic(seed)
     rates = settings["learning_rate"]
     optimizer = make_optimizer(
         settings["optimizer"],
-        parameter_groups(
+        groups
+        if groups is not None
+        else parameter_groups(
             model,
             new,
             rate_new=rates["compact"],
@@ -149,7 +209,18 @@ def fine_tune(
         beta2=settings["beta2"],
     )
     steps = -(-len(blocks) // settings["batch_size"]) * settings["epochs"]
+
+    def count() -> int:
+        training = model.training
+        model.train()
+        batch = {"input_ids": blocks[:1].long().to(model.device)}
+        try:
+            return count_flops(lambda: objective(model, batch), model.parameters())
+        finally:
+            model.train(training)
+
     history: list[dict[str, Any]] = []
+    reporter = _Reporter(history, blocks, settings["batch_size"], count=count, on_step=on_step)
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(
             output_dir=scratch,
@@ -179,7 +250,7 @@ def fine_tune(
             args=args,
             train_dataset=TokenBlocks(blocks),
             optimizers=(optimizer, None),
-            callbacks=[_Reporter(history, blocks, settings["batch_size"])],
+            callbacks=[reporter],
         )
         trainer.objective = objective
         trainer.remove_callback(_printer())
@@ -195,6 +266,19 @@ def _printer() -> type[TrainerCallback]:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
+
+
+def joined(*histories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Chain the training curves of a run's phases: steps, tokens and FLOPs go on counting.
+
+    The last row of each holds its totals; an empty one stands for a phase that was left out.
+    """
+    totals = {"step": 0, "tokens": 0, "flops": 0}
+    rows: list[dict[str, Any]] = []
+    for history in histories:
+        rows += [{**row, **{key: row[key] + totals[key] for key in totals}} for row in history]
+        totals = {key: rows[-1][key] for key in totals} if rows else totals
+    return rows
 
 
 def write_history(history: list[dict[str, Any]], path: Path) -> None:

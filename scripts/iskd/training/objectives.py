@@ -1,12 +1,29 @@
 """What a model is trained to do, as a loss over one batch."""
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypedDict
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from iskd.errors import UserError
+from iskd.models import family_of
+from iskd.models.activations import first_tensor
+
 Objective = Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor]
+
+
+class MixtureSpec(TypedDict):
+    """Weights of a mixture's terms (0 or more), and the temperature of its KL (above 0)."""
+
+    next_token: float
+    kl: float
+    temperature: float
+    hidden: float
 
 
 def next_token_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -24,33 +41,188 @@ def _cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     )
 
 
-class Distillation:
-    """Next-token loss mixed with the forward KL divergence from the teacher.
+class Mixture:
+    """Next-token loss mixed with what a teacher can tell.
 
-    loss = (1 - weight) * CE + weight * T^2 * KL(teacher_T || student_T), mean over positions, with
-    both distributions softened by the temperature T; the factor T^2 keeps the gradient's size
-    (Hinton et al. 2015, section 2).
+    loss = next_token * CE + kl * T^2 * KL(teacher_T || student_T) + hidden * H
+
+    CE and KL are in nats, means over the positions that have a next token. Both distributions of
+    KL are softened by the temperature T, and the factor T^2 keeps the gradient's size (Hinton et
+    al. 2015, arXiv 1503.02531, section 2). H is the mean over the outer blocks, matched by index,
+    of the squared error between the student's output and the teacher's, over the mean square of
+    the teacher's. A term of weight 0 is not computed.
+
+    The teacher becomes frozen and free of dropout, answers in its own data type, and follows the
+    batch to its device.
+
+    Args:
+        spec: the weights and the temperature, all four keys.
+        teacher: needed by ``kl`` and ``hidden``; of the student's vocabulary and, for
+            ``hidden``, of its number of blocks and width.
+        mask: hand the student an attention mask of ones, as the published code does. It changes
+            nothing in a model that treats masks rightly.
+
+    Raises:
+        UserError: weights that make no loss, or a term that needs a teacher and has none.
     """
 
-    def __init__(self, teacher: PreTrainedModel, *, temperature: float, weight: float) -> None:
-        self.teacher = teacher.eval().requires_grad_(requires_grad=False)
-        self.temperature = temperature
-        self.weight = weight
+    def __init__(
+        self, spec: MixtureSpec, teacher: PreTrainedModel | None = None, *, mask: bool = False
+    ) -> None:
+        _check_spec(spec)
+        if teacher is None and (spec["kl"] or spec["hidden"]):
+            raise UserError(
+                "the objective's terms kl and hidden compare with a teacher, and there is none: "
+                "set both to 0 or name a teacher"
+            )
+        self.spec = spec
+        self.teacher = teacher
+        self.mask = mask
+        if teacher is not None:
+            teacher.eval().requires_grad_(requires_grad=False)
 
     def __call__(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Give the mixed loss in nats for ``input_ids`` of shape (sequences, positions)."""
-        ids = batch["input_ids"]
-        self.teacher.to(ids.device)
-        with torch.inference_mode():
-            target = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        logits = model(input_ids=ids, use_cache=False).logits
-        own = logits[:, :-1].float()
-        divergence = functional.kl_div(
-            functional.log_softmax(own / self.temperature, dim=-1).flatten(0, 1),
-            functional.log_softmax(target.clone() / self.temperature, dim=-1).flatten(0, 1),
-            reduction="batchmean",
-            log_target=True,
+        """Give the mixed loss for ``input_ids`` of shape (sequences, positions).
+
+        Raises:
+            UserError: the student's shape does not allow a term.
+        """
+        ids, spec = batch["input_ids"], self.spec
+        extra = {"attention_mask": torch.ones_like(ids)} if self.mask else {}
+        target, wanted = self._ask_teacher(model, ids)
+        found: list[torch.Tensor] = []
+        with _outputs(_blocks(model) if spec["hidden"] else [], found):
+            logits = model(input_ids=ids, use_cache=False, **extra).logits
+        terms: list[torch.Tensor] = []
+        if spec["next_token"]:
+            terms.append(spec["next_token"] * _cross_entropy(logits, ids))
+        if target is not None:
+            terms.append(spec["kl"] * _divergence(logits, target, spec["temperature"]))
+        if spec["hidden"]:
+            gaps = [_gap(own, other) for own, other in zip(found, wanted, strict=True)]
+            terms.append(spec["hidden"] * torch.stack(gaps).mean())
+        return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+    def _ask_teacher(
+        self, model: PreTrainedModel, ids: torch.Tensor
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Give the teacher's logits (for KL) and its blocks' outputs (for H), where needed."""
+        teacher, spec = self.teacher, self.spec
+        wanted: list[torch.Tensor] = []
+        if teacher is None or not (spec["kl"] or spec["hidden"]):
+            return None, wanted
+        if spec["hidden"]:
+            _check_shapes(model, teacher)
+        teacher.to(ids.device)
+        # Without the logits, their large matrix product is saved too.
+        run = teacher if spec["kl"] else teacher.base_model
+        with (
+            torch.inference_mode(),
+            torch.autocast(ids.device.type, enabled=False),
+            _outputs(_blocks(teacher) if spec["hidden"] else [], wanted),
+        ):
+            answer = run(input_ids=ids, use_cache=False)
+        return (answer.logits if spec["kl"] else None), wanted
+
+
+def make_objective(
+    spec: MixtureSpec, teacher: PreTrainedModel | None = None, *, mask: bool = False
+) -> Objective:
+    """Give the loss that a mixture's weights stand for; see ``Mixture``."""
+    return Mixture(spec, teacher, mask=mask)
+
+
+def _check_spec(spec: MixtureSpec) -> None:
+    keys = sorted(MixtureSpec.__annotations__)
+    if sorted(spec) != keys:
+        raise UserError(f"an objective has the keys {', '.join(keys)}, not {', '.join(spec)}")
+    values: dict[str, Any] = dict(spec)
+    for key, value in values.items():
+        right = value > 0 if key == "temperature" else value >= 0
+        if not (right and math.isfinite(value)):
+            bound = "above 0" if key == "temperature" else "0 or more"
+            raise UserError(f"the objective's {key} is {value}: give a number, {bound}")
+    if not (spec["next_token"] or spec["kl"] or spec["hidden"]):
+        raise UserError("all weights of the objective are 0: nothing would be trained")
+
+
+def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+    return list(family_of(model.config).blocks(model))
+
+
+def _check_shapes(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    own, other = (
+        f"{len(_blocks(model))} blocks of width {model.config.hidden_size}"
+        for model in (student, teacher)
+    )
+    if own != other:
+        raise UserError(
+            f"the objective's term hidden needs a student of the teacher's shape: it has {own}, "
+            f"the teacher {other}; set hidden to 0"
         )
-        return (1 - self.weight) * _cross_entropy(logits, ids) + (
-            self.weight * self.temperature**2 * divergence
+
+
+@contextlib.contextmanager
+def _outputs(blocks: list[nn.Module], store: list[torch.Tensor]) -> Iterator[None]:
+    """Collect the blocks' outputs, in the order of their calls, while the context is open."""
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        store.append(first_tensor(output))
+
+    handles = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gap(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    other = other.float()
+    return (own.float() - other).square().mean() / other.square().mean()
+
+
+def _divergence(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Give T^2 KL(target_T || logits_T), the mean over all positions but each sequence's last.
+
+    Both have the shape (sequences, positions, vocabulary).
+    """
+    if logits.shape != target.shape:
+        raise UserError(
+            f"the student's vocabulary has {logits.shape[-1]} entries, the teacher's "
+            f"{target.shape[-1]}: the objective's term kl needs the same tokenizer for both"
         )
+    value: torch.Tensor = _SoftenedDivergence.apply(logits, target, temperature)
+    return value
+
+
+class _SoftenedDivergence(torch.autograd.Function):
+    """The divergence with its gradient worked out in the forward pass, sequence by sequence.
+
+    Autograd would keep both distributions in float32, and make more copies on the way: several
+    times (sequences, positions, vocabulary), which for a vocabulary of 50,000 is most of the
+    memory of a training step. Here one tensor of that shape is kept, in the logits' own type.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, target: torch.Tensor, temperature: float
+    ) -> torch.Tensor:
+        sequences, positions, _ = logits.shape
+        count = sequences * (positions - 1)
+        gradient = torch.zeros_like(logits)
+        total = torch.zeros((), device=logits.device)
+        for row in range(sequences):
+            own = functional.log_softmax(logits[row, :-1].float() / temperature, dim=-1)
+            wanted = functional.log_softmax(target[row, :-1].float() / temperature, dim=-1)
+            total += functional.kl_div(own, wanted, reduction="sum", log_target=True)
+            # d KL / d logits = (own - wanted) / T, so one factor T of the two is left.
+            gradient[row, :-1] = own.exp_().sub_(wanted.exp_()).mul_(temperature / count)
+        ctx.save_for_backward(gradient)
+        return total * (temperature**2 / count)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_output.to(gradient.dtype), None, None

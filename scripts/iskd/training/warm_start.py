@@ -1,0 +1,168 @@
+"""Block-local warm start: a new block first learns what the replaced one does."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from iskd.errors import UserError
+from iskd.models import family_of
+from iskd.models.activations import BlockCall, block_calls, first_tensor
+from iskd.training.flops import count_flops
+from iskd.training.loop import REPORTS, check_length, make_deterministic
+from iskd.training.optimizer import make_optimizer, parameter_groups
+
+log = logging.getLogger("iskd.training")
+
+# Share of the steps in which the learning rate rises; then it falls along half a cosine to 0.
+WARM_UP = 0.05
+
+
+def warm_start(
+    block: nn.Module,
+    teacher: PreTrainedModel,
+    index: int,
+    blocks: torch.Tensor,
+    settings: dict[str, Any],
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Train a new block, in place, to reproduce the output of the teacher's block ``index``.
+
+    The block is called as the teacher calls its own, on the teacher's activations, so it can be
+    trained without the model around it. loss = mean (block(x) - y)^2 / mean (y - x)^2 with x and
+    y the hidden states before and after the teacher's block, both means over the batch; 1 is what
+    leaving the block out would give. The idea is MOHAWK's (arXiv 2408.10189, its second stage),
+    the normaliser ours.
+
+    Args:
+        block: the new block; only its own parameters are trained.
+        teacher: the model whose block is learnt; left as it was but for its device, which
+            becomes the new block's.
+        index: which of the teacher's blocks.
+        blocks: token sequences, int (sequences, length); each is seen once.
+        settings: a ``Training`` section of the config, as a dict. Of it batch size, the high
+            learning rate, optimiser, weight decay, beta2, clip and precision count.
+        seed: seed of the data's order and of dropout.
+
+    Returns:
+        the training curve, its last row at the last step: optimiser step, tokens seen, loss (mean
+        since the row before), learning rate, FLOPs so far
+
+    Raises:
+        UserError: the teacher has no such block, or takes no sequences so long.
+    """
+    check_length(teacher, blocks)
+    whole = family_of(teacher.config).blocks(teacher)
+    if not 0 <= index < len(whole):
+        raise UserError(f"block {index} does not exist: the model has blocks 0 to {len(whole) - 1}")
+    seed %= 2**32
+    make_deterministic(seed)
+    like = next(block.parameters())
+    teacher.to(like.device)
+    size, rate = settings["batch_size"], settings["learning_rate"]["compact"]
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    optimizer = make_optimizer(
+        settings["optimizer"],
+        parameter_groups(
+            block,
+            [block],
+            rate_new=rate,
+            rate_rest=rate,
+            weight_decay=settings["weight_decay"],
+        ),
+        beta2=settings["beta2"],
+    )
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
+    steps = -(-len(blocks) // size)
+    autocast = settings["precision"] == "bfloat16"
+    modes = [(module, module.training) for module in (*teacher.modules(), *block.modules())]
+    teacher.eval()
+    block.train()
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(like.device.type, enabled=False):
+            asked = block_calls(teacher, [index], ids.long().to(like.device))
+        call = _adapted(asked[index], like)
+        with torch.autocast(like.device.type, torch.bfloat16, enabled=autocast):
+            found = first_tensor(block(call.hidden, *call.args, **call.kwargs))
+        wanted, before = call.output.float(), call.hidden.float()
+        error = (found.float() - wanted).square().mean()
+        # A block that does nothing at all would divide by zero.
+        moved = (wanted - before).square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        return error / moved
+
+    history: list[dict[str, Any]] = []
+    started, flops, recent = time.monotonic(), 0, []
+    try:
+        per_sequence = count_flops(lambda: loss_of(blocks[:1]), trained)
+        for step, (batch, factor) in enumerate(
+            zip(order.split(size), _factors(steps), strict=True), 1
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.zero_grad()
+            loss = loss_of(blocks[batch])
+            loss.backward()
+            if settings["clip"]:
+                nn.utils.clip_grad_norm_(trained, settings["clip"])
+            optimizer.step()
+            flops += per_sequence * len(batch)
+            recent.append(loss.detach())
+            if step % max(1, steps // REPORTS) == 0 or step == steps:
+                history.append(
+                    {
+                        "phase": "warm_start",
+                        "step": step,
+                        "tokens": min(step * size, len(blocks)) * blocks.shape[1],
+                        "loss": torch.stack(recent).mean().item(),
+                        "learning_rate": rate * factor,
+                        "flops": flops,
+                    }
+                )
+                recent.clear()
+                left = (time.monotonic() - started) / step * (steps - step)
+                log.info(
+                    "warm start, step %d of %d, loss %.4f, about %.0f s left",
+                    step,
+                    steps,
+                    history[-1]["loss"],
+                    left,
+                )
+    finally:
+        optimizer.zero_grad()
+        for module, training in modes:
+            module.training = training
+    return history
+
+
+def _factors(steps: int) -> Iterator[float]:
+    """Give what the learning rate is multiplied by, step by step: never 0, once 1."""
+    rising = max(1, math.ceil(WARM_UP * steps))
+    for step in range(1, steps + 1):
+        if step <= rising:
+            yield step / rising
+        else:
+            yield (1 + math.cos(math.pi * (step - rising) / (steps + 1 - rising))) / 2
+
+
+def _adapted(call: BlockCall, like: torch.Tensor) -> BlockCall:
+    """Make a call fit for a block of another data type, and free of a cache."""
+
+    def fit(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(like.dtype) if value.is_floating_point() else value
+        if isinstance(value, tuple | list):
+            return type(value)(fit(item) for item in value)
+        return None if isinstance(value, Cache) else value
+
+    kwargs = {name: fit(value) for name, value in call.kwargs.items()}
+    if "use_cache" in kwargs:
+        kwargs["use_cache"] = False
+    return BlockCall(fit(call.hidden), fit(call.args), kwargs, fit(call.output))

@@ -1,0 +1,230 @@
+"""Substitution and fine-tuning together: which block goes, what is learnt, what is matched."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from iskd.baselines.tuning import tune
+from iskd.errors import UserError
+from iskd.models import ChangedBlocks, CompactSizes, NarrowSizes
+from iskd.training import steps
+from iskd.training.steps import substitute_at_once, substitute_block
+from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
+
+SIZES = CompactSizes(width=16, heads=2, blocks=1, mlp=24, positions=POSITIONS)
+NEXT_TOKEN = {"next_token": 1.0, "kl": 0.0, "hidden": 0.0}
+TRAINING: dict[str, Any] = {
+    "epochs": 1,
+    "sequences": 12,
+    "batch_size": 4,
+    "learning_rate": {"compact": 1e-2, "rest": 1e-3},
+    "optimizer": "adamw",
+    "weight_decay": 0.0,
+    "beta2": 0.95,
+    "schedule": "linear",
+    "warmup": 0.0,
+    "clip": 1.0,
+    "precision": "float32",
+}
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    usual = {
+        "block": 1,
+        "training": TRAINING,
+        "as_published": False,
+        "initialisation": "paper",
+        "objective": NEXT_TOKEN,
+        "warm_start": 0.0,
+    }
+    return {**usual, **changes}
+
+
+@pytest.fixture(scope="module")
+def blocks() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, VOCABULARY, (40, 16), generator=generator, dtype=torch.int32)
+
+
+@pytest.fixture
+def teacher(tiny_model: MakeModel) -> Callable[[], PreTrainedModel]:
+    return lambda: tiny_model("gpt2")
+
+
+def nobody() -> PreTrainedModel:
+    raise AssertionError("nobody should listen to the teacher")
+
+
+def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_plain_step_never_asks_the_teacher(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    done = substitute_block(teacher(), nobody, SIZES, blocks, spec(), step=1, seed=3)
+    assert done.facts["block"] == 1
+    assert ChangedBlocks.of(done.model.config).compact == {1: SIZES}
+    assert done.history[-1]["tokens"] == 12 * 16
+    assert done.facts["parameters"] == done.model.num_parameters()
+
+
+def test_a_step_is_the_same_when_made_again_and_another_with_another_seed(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    one, two, other = (
+        substitute_block(teacher(), nobody, SIZES, blocks, spec(), step=1, seed=seed)
+        for seed in (3, 3, 4)
+    )
+    assert same(one.model, two.model)
+    assert one.history == two.history
+    assert not same(one.model, other.model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"next_token": 0.5, "kl": 0.5, "hidden": 0.0, "temperature": 2.0}},
+        {"objective": {"next_token": 1.0, "kl": 0.0, "hidden": 0.5}},
+        {"objective": {**NEXT_TOKEN, "kl": 0.1, "teacher_precision": "bfloat16"}},
+        {"warm_start": 0.25},
+        {"initialisation": "zero_up"},
+        {"initialisation": "pca", "calibration": 4},
+        {"initialisation": "least_squares", "calibration": 4},
+    ],
+    ids="-".join,
+)
+def test_every_choice_changes_the_model_and_none_changes_the_tokens(
+    changes: dict[str, Any], blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    plain = substitute_block(teacher(), nobody, SIZES, blocks, spec(), step=1, seed=3)
+    other = substitute_block(teacher(), teacher, SIZES, blocks, spec(**changes), step=1, seed=3)
+    assert not same(plain.model, other.model)
+    assert other.history[-1]["tokens"] == plain.history[-1]["tokens"] == 12 * 16
+
+
+def test_the_warm_start_takes_its_share_and_comes_first(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    done = substitute_block(
+        teacher(), teacher, SIZES, blocks, spec(warm_start=0.34), step=1, seed=3
+    )
+    phases = [row["phase"] for row in done.history]
+    assert phases == sorted(phases, key=["warm_start", "joint"].index)
+    last = [row for row in done.history if row["phase"] == "warm_start"][-1]
+    assert last["tokens"] == 4 * 16
+    assert [row["step"] for row in done.history] == list(range(1, 4))
+
+
+def test_a_measured_order_takes_the_block_that_costs_least(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    trained: list[torch.Tensor] = []
+    real_tune, real_mean = steps.fine_tune, steps._mean_loss
+
+    def listening(model: Any, sequences: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        trained.append(sequences)
+        return real_tune(model, sequences, *args, **kwargs)
+
+    def mean(model: Any, sequences: torch.Tensor, size: int) -> float:
+        seen.append(sequences)
+        return real_mean(model, sequences, size)
+
+    monkeypatch.setattr(steps, "fine_tune", listening)
+    monkeypatch.setattr(steps, "_mean_loss", mean)
+    asked = spec(
+        block=None,
+        validation=6,
+        initialisation="zero_up",
+        training={**TRAINING, "sequences": None},
+    )
+    first = substitute_block(teacher(), nobody, SIZES, blocks, asked, step=1, seed=3)
+    losses = first.facts["loss_if_replaced"]
+    assert set(losses) == {"0", "1", "2"}
+    assert losses[str(first.facts["block"])] == min(losses.values())
+    # What decides on the order is not trained on.
+    assert all(torch.equal(part, blocks[-6:]) for part in seen)
+    assert len(trained[0]) == 34
+    second = substitute_block(first.model, nobody, SIZES, blocks, asked, step=2, seed=3)
+    assert set(second.facts["loss_if_replaced"]) == {"0", "1", "2"} - {str(first.facts["block"])}
+    with pytest.raises(UserError, match="lower validation"):
+        substitute_block(
+            teacher(), nobody, SIZES, blocks, {**asked, "validation": 40}, step=1, seed=3
+        )
+
+
+def test_the_published_arm_freezes_blocks_that_begin_alike(
+    blocks: torch.Tensor, tiny_model: MakeModel
+) -> None:
+    published = CompactSizes(**{**vars(SIZES), "published": True})
+    previous = tiny_model("gpt2", blocks=12)
+    before = {name: value.clone() for name, value in previous.state_dict().items()}
+    after = substitute_block(
+        previous, nobody, published, blocks, spec(as_published=True), step=1, seed=3
+    ).model.state_dict()
+    moved = {
+        int(name.split(".")[2])
+        for name in before
+        if name.startswith("transformer.h.")
+        and not name.startswith("transformer.h.1.")
+        and not torch.equal(before[name], after[name])
+    }
+    assert moved == set(range(12)) - {1, 10, 11}
+    # The queries and keys of the new block stay as they were drawn; the values do not.
+    inner = after["transformer.h.1.blocks.0.attn.c_attn.bias"]
+    assert not inner[:32].any()
+    assert inner[32:].any()
+
+
+def test_at_once_replaces_all_and_matches_the_tokens_of_the_chain(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    asked = spec(replaced=[2, 0], warm_start=0.5)
+    done = substitute_at_once(teacher, SIZES, blocks, asked, step=2, seed=3)
+    assert sorted(ChangedBlocks.of(done.model.config).compact) == [0, 2]
+    assert done.facts["blocks"] == [2, 0]
+    assert done.history[-1]["tokens"] == 2 * 12 * 16
+    warm = [row for row in done.history if row["phase"] == "warm_start"]
+    assert warm[-1]["tokens"] == 12 * 16
+
+
+def test_theseus_ends_with_the_compact_blocks_alone(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    asked = spec(replaced=[1, 0])
+    plain = substitute_at_once(teacher, SIZES, blocks, asked, step=2, seed=3)
+    drawn, sure = (
+        substitute_at_once(
+            teacher, SIZES, blocks, {**asked, "first": first, "curriculum": 0.6}, step=2, seed=3
+        )
+        for first in (0.0, 1.0)
+    )
+    assert drawn.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert same(sure.model, plain.model)
+    assert not same(drawn.model, plain.model)
+
+
+def test_narrow_blocks_go_the_same_way(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    sizes = NarrowSizes(heads=2, mlp=30)
+    asked = spec(initialisation="teacher")
+    done = substitute_block(teacher(), nobody, sizes, blocks, asked, step=1, seed=3)
+    assert ChangedBlocks.of(done.model.config).narrow == {1: sizes}
+
+
+def test_a_baseline_sees_the_tokens_of_all_steps(
+    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+) -> None:
+    model = teacher()
+    history = tune(model, nobody, blocks, {"training": TRAINING}, step=3, seed=3)
+    assert history[-1]["tokens"] == 3 * 12 * 16
+    listening = {"training": TRAINING, "objective": {**NEXT_TOKEN, "kl": 1.0}}
+    taught = teacher()
+    tune(taught, teacher, blocks, listening, step=3, seed=3)
+    assert not same(model, taught)
