@@ -1,74 +1,32 @@
 """Structured L1 pruning: the weakest attention heads and MLP neurons are removed.
 
-A unit's strength is the mean absolute value of its weights (its L1 norm per weight, so that heads
-and neurons, which differ in size, can stand in one list). The weakest units of the whole model go
-first until the model is no larger than asked; each block keeps at least one head and one neuron.
+The weakest units of the whole model go first until the model is no larger than asked; each block
+keeps at least one head and one neuron. Heads that share a key and a value go together. (A unit's
+strength: :func:`iskd.models.units.block_units`.)
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from iskd.errors import UserError
-from iskd.models.families import Cut, Family, family_of
-from iskd.models.sizes import ChangedBlocks, NarrowSizes
+from iskd.models.families import family_of
+from iskd.models.modeling.iskd_blocks import ChangedBlocks, NarrowSizes
 from iskd.models.substitution import narrow_config
-
-UnitKind = Literal["head", "neuron"]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One attention head or MLP neuron: where it is, how strong, and how many weights it has."""
-
-    block: int
-    kind: UnitKind
-    index: int
-    strength: float
-    weights: int
-
-
-def _by_unit(tensor: torch.Tensor, cut: Cut, units: int) -> torch.Tensor:
-    """View a weight as (parts, units, weights per unit and part)."""
-    front = tensor.movedim(cut.dim, 0)
-    return front.reshape(cut.parts, units, -1)
-
-
-def _block_units(
-    block: nn.Module, number: int, kind: UnitKind, cuts: tuple[Cut, ...], count: int
-) -> list[Unit]:
-    views = [
-        _by_unit(block.get_parameter(c.weight).detach().double().cpu(), c, count) for c in cuts
-    ]
-    norms = sum(v.abs().sum(dim=(0, 2)) for v in views)
-    size = sum(v.shape[0] * v.shape[2] for v in views)
-    assert isinstance(norms, torch.Tensor)  # noqa: S101 - a family has at least one cut
-    return [Unit(number, kind, i, float(norm) / size, size) for i, norm in enumerate(norms)]
+from iskd.models.units import Unit, UnitKind, block_units, kept_state, unit_counts
 
 
 def rank_units(model: PreTrainedModel) -> list[Unit]:
     """List all heads and neurons of a teacher, weakest first; ties go by place.
 
     Raises:
-        UserError: the model is compressed already, or its heads share keys and values.
+        UserError: the model is compressed already.
     """
     family = family_of(model.config)
     changed = ChangedBlocks.of(model.config)
     if changed.compact or changed.narrow:
         raise UserError("the model is compressed already: L1 pruning starts from a whole teacher")
-    heads = model.config.num_attention_heads
-    if getattr(model.config, "num_key_value_heads", heads) != heads:
-        raise UserError(
-            "the model's heads share keys and values: L1 pruning needs a model whose heads do not"
-        )
-    neurons = family.mlp_neurons(model.config)
     units: list[Unit] = []
     for number, block in enumerate(family.blocks(model)):
-        units += _block_units(block, number, "head", family.head_cuts, heads)
-        units += _block_units(block, number, "neuron", family.neuron_cuts, neurons)
+        units += block_units(block, number, model.config)
     return sorted(units, key=lambda u: (u.strength, u.block, u.kind, u.index))
 
 
@@ -115,49 +73,39 @@ def _hand_back(chosen: list[Unit], spare: int) -> list[Unit]:
 def prune(model: PreTrainedModel, units: list[Unit]) -> PreTrainedModel:
     """Give a smaller model without the given units; every other weight is kept as it is."""
     family = family_of(model.config)
-    kept = _kept_indices(model, family, units)
+    share = family.adapter.sharing_heads(model.config)
+    kept = _kept_units(model, units)
     config = narrow_config(
         model.config,
         {
-            block: NarrowSizes(heads=len(heads), mlp=len(neurons))
-            for block, (heads, neurons) in kept.items()
+            block: NarrowSizes(heads=len(own["head"]) * share, mlp=len(own["neuron"]))
+            for block, own in kept.items()
         },
     )
     pruned = AutoModelForCausalLM.from_config(
         config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
     )
     state = model.state_dict()
-    counts = (model.config.num_attention_heads, family.mlp_neurons(model.config))
-    for block, indices in kept.items():
-        for cuts, units_total, keep in zip(
-            (family.head_cuts, family.neuron_cuts), counts, indices, strict=True
-        ):
-            for cut in cuts:
-                name = f"{family.blocks_path}.{block}.{cut.weight}"
-                state[name] = _select(state[name], cut, units_total, keep)
+    for index, own in kept.items():
+        block = family.blocks(model)[index]
+        prefix = f"{family.adapter.blocks_path}.{index}."
+        for name, value in kept_state(block, own, model.config).items():
+            state[prefix + name] = value
     pruned.load_state_dict(state)
     pruned.generation_config = model.generation_config
     return pruned.to(model.device).train(model.training)
 
 
-def _kept_indices(
-    model: PreTrainedModel, family: Family, units: list[Unit]
-) -> dict[int, tuple[list[int], list[int]]]:
+def _kept_units(model: PreTrainedModel, units: list[Unit]) -> dict[int, dict[UnitKind, list[int]]]:
     gone = {(u.block, u.kind, u.index) for u in units}
-    touched = sorted({u.block for u in units})
-
-    def keep(block: int, kind: UnitKind, count: int) -> list[int]:
-        return [i for i in range(count) if (block, kind, i) not in gone]
-
-    heads, neurons = model.config.num_attention_heads, family.mlp_neurons(model.config)
-    return {b: (keep(b, "head", heads), keep(b, "neuron", neurons)) for b in touched}
-
-
-def _select(tensor: torch.Tensor, cut: Cut, units: int, keep: list[int]) -> torch.Tensor:
-    front = tensor.movedim(cut.dim, 0)
-    rows = front.reshape(cut.parts, units, -1, *front.shape[1:])
-    chosen = rows[:, keep].reshape(-1, *front.shape[1:])
-    return chosen.movedim(0, cut.dim).contiguous()
+    counts = unit_counts(model.config)
+    return {
+        block: {
+            kind: [i for i in range(count) if (block, kind, i) not in gone]
+            for kind, count in counts.items()
+        }
+        for block in sorted({u.block for u in units})
+    }
 
 
 def listing(units: list[Unit]) -> dict[str, dict[str, list[int]]]:
