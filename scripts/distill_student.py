@@ -1,4 +1,4 @@
-"""The baseline KD: a smaller student of fixed shape learns from the teacher's logits."""
+"""The baseline KD: a smaller student learns from the teacher's predictions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,29 +10,31 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.baselines.student import make_student
-    from iskd.data.corpus import load_blocks, step_sequences
+    from iskd.baselines.tuning import tune
+    from iskd.data.corpus import load_blocks
     from iskd.models.folder import load_model, load_tokenizer, save_model
-    from iskd.training.loop import fine_tune, write_history
-    from iskd.training.objectives import Distillation
+    from iskd.models.planning import planned_parameters
+    from iskd.provenance.artifact import canonical_json
+    from iskd.training.loop import write_history
 
     spec = job.params["spec"]
+    step = int(job.wildcards["step"])
+    blocks = load_blocks(Path(job.inputs["train"]))
     teacher = load_model(job.folder("teacher"))
-    student = make_student(teacher, spec["student"], job.seed)
-    blocks = step_sequences(
-        load_blocks(Path(job.inputs["train"])),
-        spec["training"]["sequences"],
-        seed=job.seed,
-        first=1,
-        last=int(job.wildcards["step"]),
+    target = planned_parameters(job.folder("plan") / "plan.json", spec["replaced"])
+    model, facts = make_student(
+        teacher, target, start=spec["start"], shape=spec["student"], seed=job.seed
     )
-    history = fine_tune(
-        student,
+    history = tune(
+        model,
+        lambda: load_model(job.folder("teacher")),
         blocks,
-        spec["training"],
+        spec,
+        step=step,
         seed=job.seed,
-        new=[student],
-        objective=Distillation(teacher, temperature=spec["temperature"], weight=spec["weight"]),
+        new=[model],
     )
-    save_model(student, load_tokenizer(job.folder("teacher")), job.out)
+    save_model(model, load_tokenizer(job.folder("teacher")), job.out)
     write_history(history, job.out / "history.jsonl")
-    job.summary |= {"parameters": student.num_parameters()}
+    (job.out / "student.json").write_text(canonical_json(facts), encoding="utf-8")
+    job.summary |= {"parameters": model.num_parameters(), "target": target}

@@ -12,14 +12,18 @@ with run_rule(snakemake) as job:
     import torch
 
     from iskd.data.corpus import load_blocks
+    from iskd.evaluation.flops import flops_per_token
     from iskd.evaluation.heldout import heldout_loss
     from iskd.evaluation.results import write_result
     from iskd.models.folder import load_model
 
     spec = job.params["spec"]
     model = load_model(job.folder("model"), getattr(torch, spec["precision"]))
-    loss = heldout_loss(
-        model, load_blocks(Path(job.inputs["heldout"])), batch_size=spec["batch_size"]
-    )
-    write_result(job.out, {"loss": loss}, facts={"parameters": model.num_parameters()})
+    blocks = load_blocks(Path(job.inputs["heldout"]))
+    loss = heldout_loss(model, blocks, batch_size=spec["batch_size"])
+    facts = {
+        "parameters": model.num_parameters(),
+        "flops_per_token": flops_per_token(model, blocks.shape[1]),
+    }
+    write_result(job.out, {"loss": loss}, facts=facts)
     job.summary |= {"loss": loss.value}

@@ -13,6 +13,12 @@ with run_rule(snakemake) as job:
     from iskd.provenance.artifact import canonical_json
 
     spec = job.params["spec"]
-    plan = plan_substitutions(load_config(job.folder("teacher")), spec["order"], spec["sizes"])
+    plan = plan_substitutions(
+        load_config(job.folder("teacher")),
+        spec["order"],
+        spec["steps"],
+        spec["request"],
+        headline=spec["headline"],
+    )
     (job.out / "plan.json").write_text(canonical_json(plan), encoding="utf-8")
     job.summary |= {"steps": len(plan["steps"]), "parameters": plan["teacher_parameters"]}

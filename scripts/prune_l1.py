@@ -10,25 +10,28 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.baselines.l1_pruning import choose_units, listing, prune
-    from iskd.data.corpus import load_blocks, step_sequences
+    from iskd.baselines.tuning import tune
+    from iskd.data.corpus import load_blocks
     from iskd.models.folder import load_model, load_tokenizer, save_model
     from iskd.models.planning import planned_parameters
     from iskd.provenance.artifact import canonical_json
-    from iskd.training.loop import fine_tune, write_history
+    from iskd.training.loop import write_history
 
     spec = job.params["spec"]
+    step = int(job.wildcards["step"])
+    blocks = load_blocks(Path(job.inputs["train"]))
     teacher = load_model(job.folder("teacher"))
     target = planned_parameters(job.folder("plan") / "plan.json", spec["replaced"])
     units = choose_units(teacher, target)
     model = prune(teacher, units)
-    blocks = step_sequences(
-        load_blocks(Path(job.inputs["train"])),
-        spec["training"]["sequences"],
+    history = tune(
+        model,
+        lambda: load_model(job.folder("teacher")),
+        blocks,
+        spec,
+        step=step,
         seed=job.seed,
-        first=1,
-        last=int(job.wildcards["step"]),
     )
-    history = fine_tune(model, blocks, spec["training"], seed=job.seed)
     save_model(model, load_tokenizer(job.folder("teacher")), job.out)
     write_history(history, job.out / "history.jsonl")
     (job.out / "removed.json").write_text(canonical_json(listing(units)), encoding="utf-8")

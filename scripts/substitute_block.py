@@ -9,31 +9,23 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.data.corpus import load_blocks, step_sequences
+    from iskd.data.corpus import load_blocks
     from iskd.models.folder import load_model, load_tokenizer, save_model
-    from iskd.models.planning import compact_sizes
-    from iskd.models.substitution import replace_block
-    from iskd.training.loop import fine_tune, write_history
+    from iskd.models.planning import planned_sizes
+    from iskd.provenance.artifact import canonical_json
+    from iskd.training.loop import write_history
+    from iskd.training.steps import substitute_block
 
-    spec = job.params["spec"]
-    previous = load_model(job.folder("previous"))
-    sizes = compact_sizes(spec["sizes"], previous.config)
-    step = int(job.wildcards["step"])
-    seed = job.seed * 1000 + step
-    model, block = replace_block(previous, spec["block"], sizes, spec["initialisation"], seed)
-    history = fine_tune(
-        model,
-        step_sequences(
-            load_blocks(Path(job.inputs["train"])),
-            spec["training"]["sequences"],
-            seed=job.seed,
-            first=step,
-            last=step,
-        ),
-        spec["training"],
-        seed=seed,
-        new=[block],
+    done = substitute_block(
+        load_model(job.folder("previous")),
+        lambda: load_model(job.folder("teacher")),
+        planned_sizes(job.folder("plan") / "plan.json"),
+        load_blocks(Path(job.inputs["train"])),
+        job.params["spec"],
+        step=int(job.wildcards["step"]),
+        seed=job.seed,
     )
-    save_model(model, load_tokenizer(job.folder("previous")), job.out)
-    write_history(history, job.out / "history.jsonl")
-    job.summary |= {"parameters": model.num_parameters(), "block": spec["block"]}
+    save_model(done.model, load_tokenizer(job.folder("previous")), job.out)
+    write_history(done.history, job.out / "history.jsonl")
+    (job.out / "substitution.json").write_text(canonical_json(done.facts), encoding="utf-8")
+    job.summary |= {key: done.facts[key] for key in ("parameters", "block")}

@@ -9,25 +9,23 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.data.corpus import load_blocks, step_sequences
+    from iskd.baselines.tuning import tune
+    from iskd.data.corpus import load_blocks
     from iskd.models.folder import load_model, load_tokenizer, save_model
-    from iskd.training.loop import fine_tune, write_history
+    from iskd.training.loop import write_history
 
     spec = job.params["spec"]
-    model = load_model(job.folder("teacher"))
-    blocks = step_sequences(
-        load_blocks(Path(job.inputs["train"])),
-        spec["training"]["sequences"],
-        seed=job.seed,
-        first=1,
-        last=int(job.wildcards["step"]),
-    )
-    history = fine_tune(
-        model,
+    step = int(job.wildcards["step"])
+    blocks = load_blocks(Path(job.inputs["train"]))
+    teacher = load_model(job.folder("teacher"))
+    history = tune(
+        teacher,
+        lambda: load_model(job.folder("teacher")),
         blocks,
-        spec["training"],
+        spec,
+        step=step,
         seed=job.seed,
     )
-    save_model(model, load_tokenizer(job.folder("teacher")), job.out)
+    save_model(teacher, load_tokenizer(job.folder("teacher")), job.out)
     write_history(history, job.out / "history.jsonl")
-    job.summary |= {"parameters": model.num_parameters()}
+    job.summary |= {"parameters": teacher.num_parameters()}

@@ -63,7 +63,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"teachers": {}}, "teachers", "at least 1"),
     ({"teachers.Toy": TINY["teachers"]["toy"]}, "teachers.Toy", "lower-case letters"),
     ({f"{TOY}.source": "disk"}, f"{TOY}.source", "'disk' is unknown"),
-    ({f"{TOY}.family": "llama"}, f"{TOY}.family", "'gpt2' or 'phi'"),
+    ({f"{TOY}.family": "bert"}, f"{TOY}.family", "'qwen3' or 'gpt_neox'"),
     ({f"{TOY}.order": "rand"}, f"{TOY}.order", "random"),
     ({f"{TOY}.order": None}, f"{TOY}.order", "random"),
     ({f"{TOY}.order": []}, f"{TOY}.order", "no block is named"),
@@ -74,13 +74,47 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({f"{TOY}.steps": 3}, f"{TOY}.steps", "3 steps, but the order has 2"),
     ({f"{TOY}.headline": 3}, f"{TOY}.headline", "last is 2"),
     ({f"{TOY}.steps": 1, f"{TOY}.headline": 2}, f"{TOY}.headline", "last is 1"),
-    ({f"{TOY}.compact.width": LEAVE_OUT}, f"{TOY}.compact.width", "missing"),
+    ({f"{TOY}.compact.reduction": 0.3}, f"{TOY}.compact.reduction", "leave out the one"),
+    ({f"{TOY}.compact": {"reduction": 1.0}}, f"{TOY}.compact.reduction", "less than 1"),
+    ({f"{TOY}.compact.recipe": "narrow"}, f"{TOY}.compact.blocks", "remove this key"),
+    ({f"{TOY}.compact": {"recipe": "narrow", "mlp": 3}}, f"{TOY}.compact.mlp", "or neither"),
+    (
+        {f"{TOY}.compact": {"recipe": "narrow", "activation": "relu"}},
+        f"{TOY}.compact.activation",
+        "remove this key",
+    ),
+    (
+        {f"{TOY}.compact": {"recipe": "narrow", "initialisation": "pca"}},
+        f"{TOY}.compact.initialisation",
+        "use teacher",
+    ),
+    (
+        {f"{TOY}.compact.initialisation": "teacher"},
+        f"{TOY}.compact.initialisation",
+        "use recipe narrow",
+    ),
+    ({f"{TOY}.compact.initialisation": "xavier"}, f"{TOY}.compact.initialisation", "'zero_up'"),
+    (
+        {"arms.iskd.compact": {"recipe": "paper", "width": 6, "heads": 4}},
+        "arms.iskd.compact.heads",
+        "does not divide",
+    ),
     ({f"{TOY}.compact.heads": 3}, f"{TOY}.compact.heads", "does not divide"),
     ({f"{TOY}.compact.activation": "tanh"}, f"{TOY}.compact.activation", "'relu'"),
     ({f"{TOY}.architecture.heads": 5}, f"{TOY}.architecture.heads", "does not divide"),
     ({f"{TOY}.architecture.positions": 63}, f"{TOY}.architecture.positions", "block_length"),
     ({f"{TOY}.architecture.vocabulary": 256}, f"{TOY}.architecture.vocabulary", "260"),
-    ({f"{TOY}.student": LEAVE_OUT}, f"{TOY}.student", "arm kd"),
+    ({f"{TOY}.architecture.kv_heads": 1}, f"{TOY}.architecture.kv_heads", "keys of its own"),
+    (
+        {f"{TOY}.family": "llama", f"{TOY}.architecture.kv_heads": 3},
+        f"{TOY}.architecture.kv_heads",
+        "does not divide",
+    ),
+    (
+        {f"{TOY}.family": "gpt_neox", f"{TOY}.architecture.width": 24},
+        f"{TOY}.architecture.heads",
+        "multiple of 8",
+    ),
     ({f"{TOY}.student.heads": 3}, f"{TOY}.student.heads", "does not divide"),
     (
         {f"{TOY}.family": "phi", f"{TOY}.student.width": 12, f"{TOY}.compact.heads": 1},
@@ -115,8 +149,45 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"arms.x": None}, "arms.x", "dictionary"),
     ({"arms.x": {}}, "arms.x.method", "missing"),
     ({"arms.x": {"method": "l2"}}, "arms.x.method", "'l2' is unknown"),
-    ({"arms.kd.temperature": 0}, "arms.kd.temperature", "greater than 0"),
-    ({"arms.kd.weight": 1.5}, "arms.kd.weight", "less than or equal to 1"),
+    (
+        {"arms.kd.objective": {"temperature": 0}},
+        "arms.kd.objective.temperature",
+        "greater than 0",
+    ),
+    ({"arms.kd.objective": {"kl": -1}}, "arms.kd.objective.kl", "greater than or equal to 0"),
+    ({"arms.kd.objective": {"next_token": 0}}, "arms.kd.objective", "nothing is learnt"),
+    ({"arms.iskd.warm_start": 1}, "arms.iskd.warm_start", "less than 1"),
+    ({"arms.iskd.order": [1]}, "arms.iskd.order", "toy has 2 steps"),
+    ({"arms.iskd.order": [1, 3]}, "arms.iskd.order", "blocks 0 to 2"),
+    ({"arms.x": {"method": "one_shot", "order": "measured"}}, "arms.x.order", "step by step"),
+    ({"arms.x": {"method": "theseus", "first": 2}}, "arms.x.first", "less than or equal to 1"),
+    (
+        {"arms.iskd.as_published": True, f"{TOY}.family": "llama"},
+        "arms.iskd.as_published",
+        "no family llama",
+    ),
+    (
+        {"arms.iskd": {"method": "iskd", "as_published": True, "objective": {"kl": 1}}},
+        "arms.iskd.as_published",
+        "next token alone",
+    ),
+    (
+        {
+            "arms.iskd": {
+                "method": "iskd",
+                "as_published": True,
+                "compact": {"recipe": "bottleneck"},
+            }
+        },
+        "arms.iskd.as_published",
+        "recipe paper",
+    ),
+    ({"arms.x": {"method": "hub", "teacher": "no", "model": "a/b"}}, "arms.x.teacher", "is no"),
+    (
+        {"arms.x": {"method": "hub", "teacher": "toy", "model": "a/b"}},
+        "arms.x.teacher",
+        "tokenizer of its own",
+    ),
     ({"arms.iskd.steps": [1]}, "arms.iskd.steps", "unknown key"),
     ({"arms.l1.steps": [3]}, "arms.l1.steps", "toy has 2"),
     ({"arms.l1.steps": [1, 1]}, "arms.l1.steps", "twice"),
@@ -203,8 +274,9 @@ def test_defaults_are_the_published_settings() -> None:
     teacher = study.teachers["gpt2"]
     assert isinstance(teacher, HubTeacher)
     assert teacher.revision is None
-    assert teacher.compact.activation == "relu"
-    assert teacher.compact.initialisation == "xavier"
+    assert teacher.compact.recipe == "paper"
+    assert teacher.compact.initialisation is None
+    assert study.evaluation.steps == "all"
     assert teacher.training.model_dump() == {
         "epochs": 1,
         "sequences": None,

@@ -48,13 +48,13 @@ MODELS: list[dict[str, Any]] = [
 PARAMETERS = [100, 75, 60, 1000, 500]
 
 
-def study(folder: Path) -> tuple[list[str], list[str], dict[str, Any]]:
+def study(folder: Path) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
     """Write the results of two teachers, each with its own size."""
-    evaluations, heldout, about = [], [], []
+    evaluations, heldout, histories, about = [], [], [], []
     for number, (model, parameters) in enumerate(zip(MODELS, PARAMETERS, strict=True)):
         place = folder / f"heldout{number}"
         place.mkdir()
-        facts = {"parameters": parameters}
+        facts = {"parameters": parameters, "flops_per_token": 2 * parameters}
         write_result(place, {"loss": Metric(float(number), 0.5, 9)}, facts=facts)
         heldout.append(str(place / RESULT))
         for task in ("cloze", "endings"):
@@ -63,12 +63,25 @@ def study(folder: Path) -> tuple[list[str], list[str], dict[str, Any]]:
             write_result(place, {"acc": Metric(number / 10, None, 7)})
             evaluations.append(str(place / RESULT))
             about.append({**model, "task": task})
-    return evaluations, heldout, {"study": "s", "evaluations": about, "heldout": MODELS}
+        if model["seed"] is not None:
+            curve = folder / f"history{number}.jsonl"
+            rows = [{"tokens": 5 * n, "flops": 100 * n + number} for n in (1, 2)]
+            curve.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            histories.append(str(curve))
+    trained = [model for model in MODELS if model["seed"] is not None]
+    spec = {
+        "study": "s",
+        "evaluations": about,
+        "heldout": MODELS,
+        "histories": trained,
+        "chained": ["iskd"],
+    }
+    return evaluations, heldout, histories, spec
 
 
 def test_every_number_becomes_one_row_with_its_models_reduction(tmp_path: Path) -> None:
     rows = collect(*study(tmp_path))
-    assert len(rows) == len(MODELS) * 4
+    assert len(rows) == len(MODELS) * 5 + 3 * 2
     assert len({frozenset(row) for row in rows}) == 1
     by = {(r["teacher"], r["step"], r["task"], r["metric"]): r for r in rows}
     assert len(by) == len(rows)
@@ -88,13 +101,29 @@ def test_every_number_becomes_one_row_with_its_models_reduction(tmp_path: Path) 
     }
     assert by["u", 1, "heldout", "loss"]["reduction"] == pytest.approx(0.5)
     assert by["u", 0, "model", "parameters"]["value"] == 1000
+    assert by["u", 0, "model", "flops_per_token"]["value"] == 2000
+    # The steps of a chain build on one another, so their costs add up; a teacher has none.
+    costs = {step: by["t", step, "training", "flops"]["value"] for step in (1, 2)}
+    assert costs == {1: 201, 2: 201 + 202}
+    assert by["t", 2, "training", "tokens"]["value"] == 20
+    assert ("t", 0, "training", "flops") not in by
     assert {r["reduction"] for r in rows if r["step"] == 0} == {0.0}
     json.dumps(rows)
 
 
 def test_lists_that_do_not_match_are_a_bug(tmp_path: Path) -> None:
-    evaluations, heldout, spec = study(tmp_path)
-    with pytest.raises(ValueError, match="zip"):
-        collect(evaluations[:-1], heldout, spec)
-    with pytest.raises(ValueError, match="zip"):
-        collect(evaluations, heldout[:-1], spec)
+    evaluations, heldout, histories, spec = study(tmp_path)
+    for lists in (
+        (evaluations[:-1], heldout, histories),
+        (evaluations, heldout[:-1], histories),
+        (evaluations, heldout, histories[:-1]),
+    ):
+        with pytest.raises(ValueError, match="zip"):
+            collect(*lists, spec)
+
+
+def test_steps_that_do_not_build_on_one_another_are_not_added_up(tmp_path: Path) -> None:
+    evaluations, heldout, histories, spec = study(tmp_path)
+    rows = collect(evaluations, heldout, histories, {**spec, "chained": []})
+    flops = {r["step"]: r["value"] for r in rows if (r["teacher"], r["metric"]) == ("t", "flops")}
+    assert flops == {1: 201, 2: 202}

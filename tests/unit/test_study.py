@@ -137,16 +137,26 @@ def moved(changes: dict[str, Any]) -> set[str]:
     [
         ({"arms.l1.training": {"batch_size": 2}}, {"l1"}),
         ({"arms.kd.training": {"schedule": "cosine"}}, {"kd"}),
-        ({"arms.kd.temperature": 2}, {"kd"}),
+        ({"arms.kd.objective": {"kl": 1.0, "temperature": 2}}, {"kd"}),
+        ({"arms.kd.start": "alternate"}, {"kd"}),
+        ({"arms.iskd.objective": {"kl": 1.0}}, {"iskd"}),
+        ({"arms.iskd.warm_start": 0.1}, {"iskd"}),
+        # Without a divergence its temperature is nobody's concern, and without a fitted start the
+        # number of sequences it would look at.
+        ({"arms.iskd.objective": {"temperature": 2.0, "teacher_precision": "bfloat16"}}, set()),
+        ({f"{TOY}.compact.calibration": 3}, set()),
+        ({f"{TOY}.compact.initialisation": "zero_up"}, {"iskd"}),
+        ({"arms.iskd.order": [1, 0]}, {"iskd", "l1", "kd"}),
+        ({"arms.iskd.as_published": True}, {"iskd", "l1", "kd"}),
         ({"arms.iskd.training": {"batch_size": 2}}, {"iskd"}),
         # Epochs and sequences are matched, so a baseline follows its reference.
         ({"arms.iskd.training": {"epochs": 2}}, {"iskd", "l1", "kd", "teacher_tuned"}),
         ({f"{TOY}.training.clip": None}, {"iskd", "l1", "kd", "teacher_tuned"}),
         ({f"{TOY}.student.blocks": 2}, {"kd"}),
-        # They decide how large the reference is, and l1 matches that size.
-        ({f"{TOY}.compact.mlp": 64}, {"iskd", "l1"}),
-        ({f"{TOY}.order": [2, 1]}, {"iskd"}),
-        ({f"{TOY}.order": [0, 2]}, {"iskd", "l1"}),
+        # They decide how large the reference is, and these match that size.
+        ({f"{TOY}.compact.mlp": 64}, {"iskd", "l1", "kd"}),
+        ({f"{TOY}.order": [2, 1]}, {"iskd", "l1", "kd"}),
+        ({f"{TOY}.order": [0, 2]}, {"iskd", "l1", "kd"}),
         ({f"{TOY}.pretraining.epochs": 2}, {"teacher"}),
         ({f"{TOY}.architecture.dropout": 0.1}, {"teacher"}),
         ({"evaluation": {"batch_size": 3}}, set()),
@@ -156,8 +166,7 @@ def moved(changes: dict[str, Any]) -> set[str]:
 def test_a_change_reaches_only_the_jobs_it_concerns(
     changes: dict[str, Any], arms: set[str]
 ) -> None:
-    expected = arms | {"l1"} if changes == {f"{TOY}.order": [2, 1]} else arms
-    assert moved(changes) == expected
+    assert moved(changes) == arms
 
 
 def test_another_arm_or_seed_changes_no_job_that_was_there() -> None:
@@ -169,11 +178,13 @@ def test_another_arm_or_seed_changes_no_job_that_was_there() -> None:
 @given(seed=st.integers(0, 2**31 - 1), steps=st.integers(1, 3))
 def test_a_random_order_is_drawn_from_the_seed(seed: int, steps: int) -> None:
     study = of({f"{TOY}.order": "random", f"{TOY}.steps": steps, "seeds": [seed]})
-    order = study.order("toy", seed)
-    assert order == study.order("toy", seed)
+    order = study.order(ModelId("toy", "iskd", seed, 1))
+    assert order is not None
+    assert order == study.order(ModelId("toy", "iskd", seed, 2))
     assert len(set(order)) == len(order) == steps
     assert set(order) <= {0, 1, 2}
-    whole = of({f"{TOY}.order": "random", "seeds": [seed]}).order("toy", seed)
+    whole = of({f"{TOY}.order": "random", "seeds": [seed]}).order(ModelId("toy", "iskd", seed, 1))
+    assert whole is not None
     assert sorted(whole) == [0, 1, 2]
 
 
@@ -181,14 +192,101 @@ def test_seeds_and_teachers_draw_different_orders() -> None:
     big = {**TINY["teachers"]["toy"], "order": "random"}
     big["architecture"] = {**big["architecture"], "blocks": 12}
     study = of({"teachers.toy": big, "teachers.two": big})
-    drawn = {tuple(study.order(t, seed)) for t in ("toy", "two") for seed in range(5)}
+    drawn = {
+        tuple(study.order(ModelId(t, "iskd", seed, 1)) or ())
+        for t in ("toy", "two")
+        for seed in range(5)
+    }
     assert len(drawn) == 10
 
 
 def test_an_explicit_order_is_cut_to_the_steps() -> None:
     study = of({f"{TOY}.order": [2, 0, 1], f"{TOY}.steps": 2})
-    assert study.order("toy", 1) == study.order("toy", 2) == [2, 0]
-    assert study.plan_spec("toy", 3)["order"] == [2, 0]
+    assert [study.order(ModelId("toy", "iskd", seed, 1)) for seed in (1, 2)] == [[2, 0]] * 2
+    assert study.plan_spec(ModelId("toy", "iskd", 3, 0))["order"] == [2, 0]
+
+
+def test_an_arm_may_have_an_order_of_its_own() -> None:
+    study = of(
+        {
+            "arms.mine": {"method": "iskd", "order": [2, 0]},
+            "arms.found": {"method": "iskd", "order": "measured", "validation": 5},
+            **{f"arms.{arm}.reference": "found" for arm in ("l1", "kd", "teacher_tuned")},
+        }
+    )
+    mine, found = (study.substitution_spec(ModelId("toy", a, 3, 1)) for a in ("mine", "found"))
+    assert (mine["block"], found["block"], found["validation"]) == (2, None, 5)
+    assert "validation" not in mine
+    assert study.plan_spec(ModelId("toy", "found", 3, 0))["order"] is None
+    # The size does not depend on which blocks go.
+    assert study.baseline_spec(ModelId("toy", "l1", 3, 2))["replaced"] == [None, None]
+
+
+def test_a_block_without_sizes_is_as_large_as_the_teachers_section_says() -> None:
+    study = of(
+        {
+            "arms.narrow": {"method": "iskd", "compact": {"recipe": "narrow"}},
+            "arms.half": {"method": "iskd", "compact": {"recipe": "paper", "reduction": 0.5}},
+            **{f"arms.{arm}.reference": "iskd" for arm in ("l1", "kd", "teacher_tuned")},
+        }
+    )
+    usual = study.request("toy", "iskd")
+    assert (usual["width"], usual.get("like")) == (8, None)
+    assert study.request("toy", "narrow")["like"] == usual
+    assert "like" not in study.request("toy", "half")
+    narrow, half = (study.substitution_spec(ModelId("toy", a, 3, 1)) for a in ("narrow", "half"))
+    assert (narrow["initialisation"], half["initialisation"]) == ("teacher", "paper")
+    # Only a share of the whole model depends on how many blocks go.
+    assert (narrow.get("planned"), half.get("planned")) == (None, 2)
+
+
+def test_a_teacher_is_an_input_only_where_somebody_listens() -> None:
+    listening: list[dict[str, Any]] = [
+        {"objective": {"kl": 0.1}},
+        {"objective": {"hidden": 0.1}},
+        {"warm_start": 0.1},
+        {"compact": {"recipe": "bottleneck", "initialisation": "pca"}},
+    ]
+    for arm in listening:
+        study = of({"arms.iskd": {"method": "iskd", **arm}})
+        assert study.needs_teacher(ModelId("toy", "iskd", 3, 2)), arm
+    assert not plan().needs_teacher(ModelId("toy", "iskd", 3, 2))
+
+
+def test_replacing_at_once_matches_tokens_and_blocks() -> None:
+    study = of(
+        {
+            f"{TOY}.training.sequences": 9,
+            "arms.once": {"method": "one_shot"},
+            "arms.drawn": {"method": "theseus", "first": 0.3, "curriculum": 0.5, "steps": [1]},
+        }
+    )
+    once = study.baseline_spec(ModelId("toy", "once", 3, 2))
+    drawn = study.baseline_spec(ModelId("toy", "drawn", 3, 1))
+    assert (once["replaced"], once["training"]["sequences"]) == ([1, 2], 9)
+    assert (drawn["replaced"], drawn["first"], drawn["curriculum"]) == ([1], 0.3, 0.5)
+    assert "curriculum" not in once
+    assert study.producer(ModelId("toy", "once", 3, 2)) == "substitute_at_once"
+
+
+def test_only_the_headline_may_be_evaluated() -> None:
+    study = of({"evaluation": {"steps": "headline"}, f"{TOY}.order": [2, 0, 1]})
+    assert [m.step for m in study.models() if m.arm == "iskd"] == [3]
+    assert [m.step for m in study.trained() if m.arm == "iskd"] == [1, 2, 3]
+
+
+def test_a_reference_row_stands_beside_its_teacher() -> None:
+    hub = {key: TINY["teachers"]["toy"][key] for key in ("family", "order")}
+    hub |= {"source": "hub", "model": "a/b", "blocks": 3}
+    study = of(
+        {"teachers.big": hub, "arms.small": {"method": "hub", "teacher": "big", "model": "c/d"}}
+    )
+    rows = [model for model in study.models() if model.arm == "small"]
+    assert rows == [ModelId("big", "small", None, 0)]
+    assert ModelId.parse(rows[0].path) == rows[0]
+    assert study.place(rows[0]) == "download_reference/small"
+    assert rows[0] not in study.trained()
+    assert study.hub_arms() == ["small"]
 
 
 def test_the_collection_names_every_file_once() -> None:

@@ -15,7 +15,7 @@ import pytest
 from iskd.errors import UserError
 from iskd.paper import metrics as metrics_module
 from iskd.paper.metrics import tidy, write_metrics
-from iskd.paper.tables import MAIN_TABLE_NOTE, main_table, save_table
+from iskd.paper.tables import MAIN_TABLE_NOTE, ablation_table, main_table, save_table
 
 HEADLINE = {"hellaswag": "acc_norm", "cbt_context": "acc"}
 CHANCE = {"hellaswag": 0.25}
@@ -217,3 +217,50 @@ def test_the_bytes_are_the_same_anywhere(tmp_path: Path, table: pd.DataFrame) ->
     )
     for suffix in ("csv", "md", "tex"):
         assert (tmp_path / f"main.{suffix}").read_bytes() == (there / f"main.{suffix}").read_bytes()
+
+
+# --- the ablation ---------------------------------------------------------------------------
+
+
+def cost_rows(rows: list[Row], tokens: int, flops: float) -> list[Row]:
+    """Give what the models of the rows cost, and what they cost to run."""
+    model_keys = ("study", "teacher", "arm", "seed", "step", "reduction")
+    models = {tuple(row[key] for key in model_keys) for row in rows}
+    costs = (("training", "tokens", tokens), ("training", "flops", flops))
+    found = []
+    for model in models:
+        plain = dict(zip(model_keys, model, strict=True)) | {"stderr": None, "n": None}
+        found.append(plain | {"task": "model", "metric": "flops_per_token", "value": 7})
+        if plain["arm"] != "teacher":
+            found += [plain | {"task": t, "metric": m, "value": v} for t, m, v in costs]
+    return found
+
+
+def ablation_rows() -> list[Row]:
+    rows = model_rows("teacher", 0, 124_439_808, [0.35, 0.8, 2.0], seed=None)
+    for seed, shift in ((17, -0.01), (18, 0.01)):
+        rows += model_rows("paper", 2, 700, [0.3, 0.6, 2.4 + shift], seed=seed)
+        rows += model_rows("paper_kl", 2, 700, [0.3, 0.7, 2.1 + shift], seed=seed)
+    rows += model_rows("worse", 2, 600, [0.3, 0.5, 2.6])
+    return rows + cost_rows(rows, 4096, 1.5e12)
+
+
+def test_the_ablation_says_who_closes_how_much_of_the_gap() -> None:
+    table = ablation_table(tidy(ablation_rows()), HEADLINE, "paper")
+    assert table["arm"].tolist() == ["teacher", "paper_kl", "paper", "worse"]
+    assert table["gap"].tolist() == pytest.approx([0.0, 0.1, 0.4, 0.6])
+    assert table["closed"].tolist() == pytest.approx([1.0, 0.75, 0.0, -0.5])
+    assert table["heldout/loss/spread"].tolist()[1] == pytest.approx(0.01 * math.sqrt(2))
+    assert table["tokens"].tolist()[1:] == [4096] * 3
+    assert pd.isna(table["tokens"].iloc[0])
+    assert table["training_flops"].tolist()[1:] == [1.5e12] * 3
+    assert table["flops_per_token"].tolist() == [7] * 4
+
+
+def test_without_a_baseline_nothing_is_closed(tmp_path: Path) -> None:
+    table = ablation_table(tidy(ablation_rows()), HEADLINE, None)
+    assert table["closed"].isna().all()
+    save_table(table, tmp_path / "ablation", "Arms.", "tab:arms")
+    text = (tmp_path / "ablation.md").read_text()
+    assert "Gap (nats/token)" in text
+    assert "1.5e+12" in text

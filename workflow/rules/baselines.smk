@@ -30,14 +30,44 @@ rule prune_l1:
         "../../scripts/prune_l1.py"
 
 
-rule distill_student:
-    """Train a smaller student of fixed shape with the teacher's logits."""
+rule drop_layers:
+    """Leave out the blocks of least influence, then tune the rest."""
     input:
         unpack(baseline_inputs),
+        plan=reference_plan,
+    output:
+        [
+            f"<results>/drop_layers/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
+            for name in [*MODEL_FILES, "dropped.json"]
+        ],
+        manifest="<results>/drop_layers/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
+    log:
+        "<logs>/drop_layers/{teacher}/{arm}/seed_{seed}/step_{step}.log",
+    benchmark:
+        "<benchmarks>/drop_layers/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    resources:
+        gpu=1,
+        mem_mb=training_memory,
+        runtime=training_runtime,
+    params:
+        spec=lambda wildcards: PLAN.baseline_spec(wildcard_model(wildcards)),
+        seed=lambda wildcards: int(wildcards.seed),
+        code=code_fingerprint("drop_layers"),
+    script:
+        "../../scripts/drop_layers.py"
+
+
+rule distill_student:
+    """Train a smaller student, fresh or made of the teacher's blocks, with its predictions."""
+    input:
+        unpack(baseline_inputs),
+        plan=reference_plan,
     output:
         [
             f"<results>/distill_student/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in MODEL_FILES
+            for name in [*MODEL_FILES, "student.json"]
         ],
         manifest="<results>/distill_student/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:

@@ -51,4 +51,4 @@ wildcard_constraints:
     task="[a-z0-9][a-z0-9_-]*",
     seed="[0-9]+",
     step="[0-9][0-9]+",
-    model="[a-z0-9][a-z0-9_-]*/(teacher|[a-z0-9][a-z0-9_-]*/seed_[0-9]+/step_[0-9][0-9]+)",
+    model="[a-z0-9][a-z0-9_-]*/[a-z0-9][a-z0-9_-]*(/seed_[0-9]+/step_[0-9][0-9]+)?",

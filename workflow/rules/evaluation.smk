@@ -46,7 +46,7 @@ rule evaluate_heldout:
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
-        spec=STUDY.evaluation.model_dump(),
+        spec=PLAN.heldout_spec(),
         code=code_fingerprint("evaluate_heldout"),
     script:
         "../../scripts/evaluate_heldout.py"
@@ -63,6 +63,9 @@ rule collect_metrics:
         heldout=[
             f"<results>/evaluate_heldout/{model.path}/result.json"
             for model in PLAN.models()
+        ],
+        histories=[
+            f"<results>/{PLAN.place(model)}/history.jsonl" for model in PLAN.trained()
         ],
     output:
         metrics="<results>/metrics.csv",

@@ -1,4 +1,4 @@
-# The three rules that need a network. `snakemake prefetch` runs them all, on the login node.
+# The rules that need a network. `snakemake prefetch` runs them all, on the login node.
 
 
 rule prefetch:
@@ -8,6 +8,7 @@ rule prefetch:
             "<results>/download_model/{teacher}/manifest.json",
             teacher=PLAN.hub_teachers(),
         ),
+        expand("<results>/download_reference/{arm}/manifest.json", arm=PLAN.hub_arms()),
         expand("<results>/download_task/{task}/manifest.json", task=PLAN.hub_tasks()),
         ["<results>/download_corpus/manifest.json"]
         if isinstance(STUDY.corpus, HubCorpus)
@@ -34,6 +35,31 @@ rule download_model:
         code=code_fingerprint("download_model"),
     script:
         "../../scripts/download_model.py"
+
+
+rule download_reference:
+    """Fetch a finished model, for a row of comparison, at its pinned or locked commit."""
+    input:
+        teacher=lambda wildcards: (
+            f"<results>/download_model/{STUDY.arms[wildcards.arm].teacher}/manifest.json"
+        ),
+    output:
+        [f"<results>/download_reference/{{arm}}/{name}" for name in TEACHER_FILES],
+        manifest="<results>/download_reference/{arm}/manifest.json",
+    log:
+        "<logs>/download_reference/{arm}.log",
+    retries: 2
+    localrule: True
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=lambda wildcards: STUDY.arms[wildcards.arm].model_dump(
+            include={"model", "revision"}
+        ),
+        lock=HUB_LOCK,
+        code=code_fingerprint("download_reference"),
+    script:
+        "../../scripts/download_reference.py"
 
 
 rule download_corpus:

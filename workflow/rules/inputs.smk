@@ -86,6 +86,14 @@ def task_rows(wildcards):
     }
 
 
+def listened_teacher(wildcards):
+    """Give a substitution the teacher, where its objective or its start listens to it."""
+    model = wildcard_model(wildcards)
+    if not PLAN.needs_teacher(model):
+        return {}
+    return model_inputs("teacher", PLAN.teacher_model(model.teacher))
+
+
 def baseline_inputs(wildcards):
     """Give a baseline the teacher and the tokens."""
     teacher = PLAN.teacher_model(wildcards.teacher)

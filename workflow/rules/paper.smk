@@ -52,10 +52,38 @@ rule table_main:
         "../../scripts/table_main.py"
 
 
+rule table_ablation:
+    """Write what each arm cost and what it closes of the first iskd arm's gap to the teacher."""
+    input:
+        metrics="<results>/metrics.csv",
+    output:
+        multiext("<results>/table_ablation/ablation", ".tex", ".md"),
+        report(
+            "<results>/table_ablation/ablation.csv",
+            caption="../report/table_ablation.rst",
+            category="Tables",
+            labels={"table": "ablation"},
+        ),
+        manifest="<results>/table_ablation/manifest.json",
+    log:
+        "<logs>/table_ablation.log",
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=PLAN.ablation_spec(),
+        code=code_fingerprint("table_ablation"),
+    script:
+        "../../scripts/table_ablation.py"
+
+
 PAPER_FILES = {
     "metrics.csv": "<results>/metrics.csv",
     **{
         f"table_main.{suffix}": f"<results>/table_main/main.{suffix}"
+        for suffix in TABLE_FORMATS
+    },
+    **{
+        f"table_ablation.{suffix}": f"<results>/table_ablation/ablation.{suffix}"
         for suffix in TABLE_FORMATS
     },
     **{

@@ -19,7 +19,9 @@ rule plan_substitutions:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.plan_spec(wildcards.teacher, int(wildcards.seed)),
+        spec=lambda wildcards: PLAN.plan_spec(
+            ModelId(wildcards.teacher, wildcards.arm, int(wildcards.seed), 0)
+        ),
         seed=lambda wildcards: int(wildcards.seed),
         code=code_fingerprint("plan_substitutions"),
     script:
@@ -34,6 +36,7 @@ rule substitute_block:
                 "previous", PLAN.previous(wildcard_model(wildcards))
             )
         ),
+        unpack(listened_teacher),
         unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
         # The step's block is a parameter; a longer plan must not repeat the steps already made.
         plan=ancient(
@@ -42,7 +45,7 @@ rule substitute_block:
     output:
         [
             f"<results>/substitute_block/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in MODEL_FILES
+            for name in [*MODEL_FILES, "substitution.json"]
         ],
         manifest="<results>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:
@@ -63,3 +66,34 @@ rule substitute_block:
         code=code_fingerprint("substitute_block"),
     script:
         "../../scripts/substitute_block.py"
+
+
+rule substitute_at_once:
+    """Replace all blocks of a step at once, or stochastically, and fine-tune the whole model."""
+    input:
+        unpack(baseline_inputs),
+        plan=ancient(
+            "<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/manifest.json"
+        ),
+    output:
+        [
+            f"<results>/substitute_at_once/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
+            for name in [*MODEL_FILES, "substitution.json"]
+        ],
+        manifest="<results>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
+    log:
+        "<logs>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}.log",
+    benchmark:
+        "<benchmarks>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    resources:
+        gpu=1,
+        mem_mb=training_memory,
+        runtime=training_runtime,
+    params:
+        spec=lambda wildcards: PLAN.baseline_spec(wildcard_model(wildcards)),
+        seed=lambda wildcards: int(wildcards.seed),
+        code=code_fingerprint("substitute_at_once"),
+    script:
+        "../../scripts/substitute_at_once.py"

@@ -6,33 +6,20 @@ import re
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from iskd.config import schema
-from iskd.config.schema import (
-    FileCorpus,
-    FileTask,
-    HeldoutTask,
-    HubTeacher,
-    IskdArm,
-    KdArm,
-    Study,
-    Teacher,
-    ToyCorpus,
-    ToyTask,
-)
+from iskd.config.checks import Checks
+from iskd.config.schema import FileCorpus, FileTask, Study
 from iskd.data.rows import read_rows
 from iskd.data.texts import read_texts
 from iskd.errors import UserError
-from iskd.evaluation.kinds import KINDS
 
 # Larger files are read once, by the rule that uses them, and not at every start of Snakemake.
 CHECK_AT_START_BYTES = 64 * 2**20
-
-RESERVED_ARM = "teacher"
 
 _PATTERN_REMEDIES = {
     schema.Name: "use lower-case letters, digits, '-' and '_' only, starting with a letter or "
@@ -152,142 +139,6 @@ def _say(error: ErrorDetails) -> str:
     return f"{place.key}: {given} does not fit; {message[0].lower()}{message[1:]}{about}"
 
 
-class _Checks:
-    """Rules between keys, which a schema cannot say."""
-
-    def __init__(self, study: Study, file: str) -> None:
-        self.study = study
-        self.file = file
-
-    def fail(self, key: str, message: str) -> NoReturn:
-        raise UserError(f"{self.file}: {key}: {message}")
-
-    def run(self) -> None:
-        if len(set(self.study.seeds)) != len(self.study.seeds):
-            self.fail("seeds", "the same seed stands here twice; each may stand once")
-        for name, teacher in self.study.teachers.items():
-            self.teacher(f"teachers.{name}", teacher)
-        for name in self.study.tasks:
-            self.task(name)
-        for name in self.study.arms:
-            self.arm(name)
-
-    def teacher(self, key: str, teacher: Teacher) -> None:
-        blocks = block_count(teacher)
-        if isinstance(teacher.order, list):
-            for index in teacher.order:
-                if index >= blocks:
-                    self.fail(
-                        f"{key}.order",
-                        f"block {index} does not exist; the model has blocks 0 to {blocks - 1}",
-                    )
-            twice = {i for i in teacher.order if teacher.order.count(i) > 1}
-            if twice:
-                self.fail(
-                    f"{key}.order",
-                    f"block {min(twice)} stands here twice; a block can be replaced only once",
-                )
-            if not teacher.order:
-                self.fail(f"{key}.order", "no block is named; name at least one")
-        available = len(teacher.order) if isinstance(teacher.order, list) else blocks
-        if teacher.steps is not None and teacher.steps > available:
-            self.fail(f"{key}.steps", f"{teacher.steps} steps, but the order has {available}")
-        steps = step_count(teacher)
-        if teacher.headline is not None and teacher.headline > steps:
-            self.fail(f"{key}.headline", f"step {teacher.headline} does not exist; last is {steps}")
-        self.shapes(key, teacher)
-
-    def shapes(self, key: str, teacher: Teacher) -> None:
-        shapes = {"compact": (teacher.compact.width, teacher.compact.heads)}
-        if teacher.student is not None:
-            shapes["student"] = (teacher.student.width, teacher.student.heads)
-        if not isinstance(teacher, HubTeacher):
-            own = teacher.architecture
-            shapes["architecture"] = (own.width, own.heads)
-            self.long_enough(f"{key}.architecture.positions", own.positions)
-        for part, (width, heads) in shapes.items():
-            if width % heads:
-                self.fail(f"{key}.{part}.heads", f"{heads} does not divide the width {width}")
-            # Half of each head is rotated, in pairs; only a fetched model may rotate another share.
-            made_here = part != "compact" or not isinstance(teacher, HubTeacher)
-            if teacher.family == "phi" and made_here and width // heads % 4:
-                self.fail(
-                    f"{key}.{part}.heads",
-                    f"{heads} makes heads of size {width // heads}; phi needs a multiple of 4",
-                )
-
-    def long_enough(self, key: str, positions: int) -> None:
-        length = self.study.corpus.block_length
-        if positions < length:
-            self.fail(
-                key,
-                f"{positions} is less than corpus.block_length ({length}); "
-                f"raise the one or lower the other",
-            )
-
-    def task(self, name: str) -> None:
-        task = self.study.tasks[name]
-        kind = task.kind or name
-        if kind not in KINDS:
-            self.fail(
-                f"tasks.{name}", f"unknown task; use one of {', '.join(KINDS)}, or say its kind"
-            )
-        corpus = self.study.corpus
-        if isinstance(task, ToyTask):
-            if not isinstance(corpus, ToyCorpus):
-                self.fail(f"tasks.{name}.source", "toyworld makes rows only for corpus: toyworld")
-            made = corpus.continuation_rows if kind == "hellaswag" else corpus.cloze_rows
-            if task.rows is not None and task.rows > made:
-                self.fail(f"tasks.{name}.rows", f"{task.rows} asked, the corpus makes {made}")
-        if isinstance(task, HeldoutTask) and not kind.startswith("cbt_"):
-            self.fail(f"tasks.{name}.kind", "held-out stories give cbt_question and cbt_context")
-
-    def arm(self, name: str) -> None:
-        arm = self.study.arms[name]
-        if name == RESERVED_ARM:
-            self.fail(f"arms.{name}", "this name stands for the teacher itself; choose another")
-        if isinstance(arm, IskdArm):
-            return
-        references = [n for n, a in self.study.arms.items() if isinstance(a, IskdArm)]
-        if arm.reference is not None and arm.reference not in references:
-            self.fail(
-                f"arms.{name}.reference",
-                f"{arm.reference!r} is no arm of method iskd; "
-                f"there are: {', '.join(references) or 'none'}",
-            )
-        if arm.reference is None and len(references) != 1:
-            self.fail(
-                f"arms.{name}.reference",
-                f"missing; say which iskd arm is matched ({', '.join(references) or 'add one'})",
-            )
-        if len(set(arm.steps or [])) != len(arm.steps or []):
-            self.fail(f"arms.{name}.steps", "the same step stands here twice; each may stand once")
-        for teacher_name, teacher in self.study.teachers.items():
-            for step in arm.steps or []:
-                if step > step_count(teacher):
-                    self.fail(
-                        f"arms.{name}.steps",
-                        f"step {step} does not exist; {teacher_name} has {step_count(teacher)}",
-                    )
-            if isinstance(arm, KdArm) and teacher.student is None:
-                self.fail(
-                    f"teachers.{teacher_name}.student",
-                    f"missing; arm {name} distils into a student of this shape",
-                )
-
-
-def block_count(teacher: Teacher) -> int:
-    """Count the blocks of a teacher, as its config states them."""
-    return teacher.blocks if isinstance(teacher, HubTeacher) else teacher.architecture.blocks
-
-
-def step_count(teacher: Teacher) -> int:
-    """Count the substitutions made in a teacher."""
-    if teacher.steps is not None:
-        return teacher.steps
-    return len(teacher.order) if isinstance(teacher.order, list) else block_count(teacher)
-
-
 def load_study(raw: Mapping[str, Any], file: str) -> Study:
     """Check a config as read from YAML and give it typed, with all defaults filled in.
 
@@ -306,7 +157,7 @@ def load_study(raw: Mapping[str, Any], file: str) -> Study:
         others = len({_Place(error["loc"]).key for error in found}) - 1
         more = f" (and {others} more)" if others else ""
         raise UserError(f"{file}: {_say(found[0])}{more}") from None
-    _Checks(study, file).run()
+    Checks(study, file).run()
     return study
 
 

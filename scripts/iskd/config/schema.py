@@ -8,8 +8,16 @@ GPUs) are the profile's business and have no key here.
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
+from iskd.config.best import with_best
 from iskd.evaluation.kinds import KINDS
 
 # A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
@@ -46,6 +54,11 @@ Share = Annotated[float, Field(ge=0, lt=1), _SCIENTIFIC]
 SplitShare = Annotated[float, Field(gt=0, lt=1), _SCIENTIFIC]
 Weight = Annotated[float, Field(ge=0, le=1), _SCIENTIFIC]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False), _SCIENTIFIC]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _SCIENTIFIC]
+
+FamilyName = Literal["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
+Recipe = Literal["paper", "bottleneck", "narrow"]
+Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher"]
 
 
 class Section(BaseModel):
@@ -178,21 +191,57 @@ Corpus = Annotated[ToyCorpus | FileCorpus | HubCorpus, Field(discriminator="sour
 
 
 class Compact(Section):
-    """What replaces a block."""
+    """What replaces a block. Sizes that are left out are found by the recipe."""
 
-    recipe: Literal["paper"] = Field(
-        "paper", description="paper: projections around a small backbone of the same family."
+    recipe: Recipe = Field(
+        "paper",
+        description="paper: projections around a small backbone of the same family; bottleneck: "
+        "the same without inner position embedding, one wider layer; narrow: no projections, fewer "
+        "heads and MLP neurons.",
     )
-    width: Positive = Field(description="Inner hidden size d'.")
-    heads: Positive = Field(description="Attention heads of each inner layer.")
-    blocks: Positive = Field(description="Inner layers.")
-    mlp: Positive = Field(description="Width of the inner MLPs.")
-    activation: Literal["relu", "gelu", "gelu_new", "silu"] = Field(
-        "relu", description="Function after the down-projection."
+    reduction: SplitShare | None = Field(
+        None,
+        description="1 - parameters / teacher's at the headline step; the block is made as large "
+        "as that allows.",
     )
-    initialisation: Literal["xavier", "family"] = Field(
-        "xavier",
-        description="xavier draws both projections so; family leaves all to the family's default.",
+    width: Positive | None = Field(None, description="Inner hidden size d' (not of narrow).")
+    heads: Positive | None = Field(
+        None, description="Attention heads of each inner layer (narrow: that are kept)."
+    )
+    blocks: Positive | None = Field(None, description="Inner layers (not of narrow).")
+    mlp: Positive | None = Field(
+        None, description="Width of the inner MLPs (narrow: neurons that are kept)."
+    )
+    activation: Literal["relu", "gelu", "gelu_new", "silu", "linear"] | None = Field(
+        None,
+        description="Function after the down-projection; left out, relu (paper) or gelu "
+        "(bottleneck).",
+    )
+    initialisation: Initialisation | None = Field(
+        None,
+        description="How the block starts: paper; zero_up: as a plain skip; pca and least_squares: "
+        "from the teacher's activations; teacher (narrow only): the strongest heads and neurons. "
+        "Left out, paper (narrow: teacher).",
+    )
+    calibration: Positive = Field(
+        16, description="Sequences whose activations pca and least_squares look at."
+    )
+
+
+class Objective(Section):
+    """What a run is trained to do: a weighted sum."""
+
+    next_token: NotNegative = Field(1.0, description="Weight of the next-token cross-entropy.")
+    kl: NotNegative = Field(
+        0.0, description="Weight of the forward KL divergence from the teacher's predictions."
+    )
+    temperature: AboveZero = Field(1.0, description="Temperature of both sides of that divergence.")
+    hidden: NotNegative = Field(
+        0.0, description="Weight of the normalised squared distance to the teacher's hidden states."
+    )
+    teacher_precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Number format of the teacher's weights while it is only listened to.",
     )
 
 
@@ -202,6 +251,11 @@ class Architecture(Section):
     blocks: Positive = Field(description="Transformer blocks.")
     width: Positive = Field(description="Hidden size.")
     heads: Positive = Field(description="Attention heads per block; must divide the width.")
+    kv_heads: Positive | None = Field(
+        None,
+        description="Heads with keys and values of their own, where the family can share them; "
+        "left out, all.",
+    )
     mlp: Positive | None = Field(None, description="MLP width; left out, 4 times the width.")
 
 
@@ -243,14 +297,21 @@ class Pretraining(Section):
     )
 
 
+Order = list[Annotated[int, Field(ge=0)]] | Literal["random", "measured"]
+_ORDER = (
+    "Which block when: a list of block indices, random (drawn from the seed), or measured (before "
+    "each step, the block whose replacement raises the loss on validation text least)."
+)
+
+
 class TeacherMethod(Section):
     """What is done to a teacher, wherever it comes from."""
 
-    family: Literal["gpt2", "phi"] = Field(description="Architecture family of the model.")
-    compact: Compact = Field(description="What replaces a block.")
-    order: list[Annotated[int, Field(ge=0)]] | Literal["random"] = Field(
-        description="Which block when: a list of block indices, or random (drawn from the seed)."
+    family: FamilyName = Field(description="Architecture family of the model.")
+    compact: Compact = Field(
+        default_factory=Compact, description="What replaces a block, unless an arm says otherwise."
     )
+    order: Order = Field(description=_ORDER)
     steps: Positive | None = Field(
         None, description="Substitutions to make; left out, as many as the order lists."
     )
@@ -261,7 +322,9 @@ class TeacherMethod(Section):
         default_factory=Training, description="Fine-tuning after each substitution."
     )
     student: Student | None = Field(
-        None, description="The student of knowledge distillation; needed by an arm of method kd."
+        None,
+        description="Shape of a student from scratch; left out, the teacher's width and as many "
+        "blocks as the reference's size allows.",
     )
 
 
@@ -346,17 +409,56 @@ class HubTask(TaskBase):
 Task = Annotated[ToyTask | HeldoutTask | FileTask | HubTask, Field(discriminator="source")]
 
 
-class IskdArm(Section):
+class Replacing(Section):
+    """What all arms that put compact blocks into the teacher can set."""
+
+    recipe: Literal["best"] | None = Field(
+        None,
+        description="best: the block, the start and the objective that lost least in "
+        "docs/ablation.md, wherever compact, objective and warm_start are left out.",
+    )
+    compact: Compact | None = Field(
+        None,
+        description="What replaces a block in this arm; left out, as the teacher's section says. "
+        "Without sizes and reduction it is as large as the teacher's.",
+    )
+    objective: Objective = Field(
+        default_factory=Objective, description="What this arm is trained to do."
+    )
+    warm_start: Share = Field(
+        0.0,
+        description="Share of the tokens on which a new block first learns the replaced block's "
+        "output, on the teacher's activations and alone.",
+    )
+    order: Order | None = Field(None, description="Left out, the teacher's. " + _ORDER)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _best(cls, arm: Any) -> Any:
+        return with_best(arm)
+
+
+class IskdArm(Replacing):
     """Iterative substitution: one block, one fine-tuning, then the next."""
 
     method: Literal["iskd"] = Field(description="Replace block after block.")
+    validation: Positive = Field(
+        32,
+        description="Sequences that a measured order is measured on; they are taken from the end "
+        "of the training text, and this arm does not train on them.",
+    )
+    as_published: bool = Field(
+        False,
+        description="Reproduce the published code's defects: the inner attention mask, and blocks "
+        "that stay frozen because their number begins alike.",
+    )
     training: TrainingOverride = Field(
         default_factory=TrainingOverride, description="What this arm trains differently."
     )
 
 
 class BaselineArm(Section):
-    """What the baselines share: an ISKD arm to be compared with."""
+    """What the arms share that are compared with an ISKD arm, at its parameters and tokens."""
 
     reference: Name | None = Field(
         None, description="The iskd arm whose parameters and tokens are matched."
@@ -369,19 +471,64 @@ class BaselineArm(Section):
     )
 
 
+class OneShotArm(BaselineArm, Replacing):
+    """All blocks replaced at once, then one fine-tuning on as many tokens."""
+
+    method: Literal["one_shot"] = Field(description="Replace all blocks at once.")
+
+
+class TheseusArm(BaselineArm, Replacing):
+    """Stochastic replacement: in each training step a block is the old one or the new one."""
+
+    method: Literal["theseus"] = Field(
+        description="Draw in each step which blocks are replaced already (arXiv 2002.02925)."
+    )
+    first: Weight = Field(0.5, description="Probability of the new block at the start.")
+    curriculum: Weight = Field(
+        0.6, description="Share of the optimiser steps over which that rises to 1."
+    )
+
+
 class L1Arm(BaselineArm):
     """Structured pruning by L1 norm to the same parameter count, then tuning."""
 
     method: Literal["l1"] = Field(description="Remove heads and MLP neurons of the lowest L1 norm.")
+    objective: Objective = Field(
+        default_factory=Objective, description="What this arm is trained to do."
+    )
 
 
 class KdArm(BaselineArm):
-    """A smaller student of fixed architecture, trained with the teacher's logits."""
+    """A smaller student, trained with the teacher's predictions."""
 
-    method: Literal["kd"] = Field(description="Distil the teacher into a student from scratch.")
-    temperature: AboveZero = Field(1.0, description="Temperature of both distributions.")
-    weight: Weight = Field(
-        0.5, description="Share of the KL divergence in the loss; the rest is next-token loss."
+    method: Literal["kd"] = Field(description="Distil the teacher into a student.")
+    start: Literal["scratch", "alternate"] = Field(
+        "scratch",
+        description="scratch: fresh weights; alternate: blocks of the teacher, evenly spread, as "
+        "many as the reference's size allows.",
+    )
+    objective: Objective = Field(
+        default_factory=lambda: Objective(next_token=0.5, kl=0.5),
+        description="What this arm is trained to do.",
+    )
+
+
+class LayerDropArm(BaselineArm):
+    """Blocks of the lowest influence are left out, then the rest is tuned."""
+
+    method: Literal["layer_drop"] = Field(
+        description="Leave out the blocks that change the hidden states least (arXiv 2403.03853)."
+    )
+    match: Literal["steps", "parameters"] = Field(
+        "parameters",
+        description="steps: as many blocks as the reference has replaced; parameters: as few as "
+        "give its size, the last one narrowed to fit.",
+    )
+    calibration: Positive = Field(
+        16, description="Sequences on which the blocks' influence is measured."
+    )
+    objective: Objective = Field(
+        default_factory=Objective, description="What this arm is trained to do."
     )
 
 
@@ -391,7 +538,21 @@ class TeacherTunedArm(BaselineArm):
     method: Literal["teacher_tuned"] = Field(description="Tune the teacher, replace nothing.")
 
 
-Arm = Annotated[IskdArm | L1Arm | KdArm | TeacherTunedArm, Field(discriminator="method")]
+class HubArm(Section):
+    """A row for comparison: a finished model from the Hugging Face hub, evaluated as it is."""
+
+    method: Literal["hub"] = Field(description="Evaluate a finished model of the hub.")
+    teacher: Name = Field(description="The teacher in whose table and figure it stands.")
+    model: HubId = Field(description="Id of the model, for example distilbert/distilgpt2.")
+    revision: Commit | None = Field(
+        None, description="Commit of the model (40 digits); left out, prefetch locks it."
+    )
+
+
+Arm = Annotated[
+    IskdArm | OneShotArm | TheseusArm | L1Arm | KdArm | LayerDropArm | TeacherTunedArm | HubArm,
+    Field(discriminator="method"),
+]
 
 
 class Evaluation(Section):
@@ -402,6 +563,9 @@ class Evaluation(Section):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Number format of the weights during evaluation."
+    )
+    steps: Literal["all", "headline"] = Field(
+        "all", description="Which steps of the iskd arms are evaluated."
     )
 
 

@@ -82,13 +82,16 @@ def evaluate_task(
     _check_tokenizer(model, tokenizer)
     # Seconds of imports, and parsing a config must not pay for them.
     from iskd.evaluation.lm import ScoringLM, quiet, run_task
+    from iskd.models.modeling.iskd_blocks import is_published
 
     indices = sample_indices(len(rows), len(rows) if limit is None else limit, seed)
     log.info("%s: %d rows of %s", kind, len(indices), rows_path)
     was_training = model.training
     try:
         with quiet():
-            lm = ScoringLM(model, tokenizer, batch_size)
+            # The published code asks the CBT with a mask, and HellaSwag, as lm-eval does, without.
+            mask = kind.startswith("cbt_") and is_published(model.config)
+            lm = ScoringLM(model, tokenizer, batch_size, mask=mask)
             records = run_task(lm, KINDS[kind], [rows[index] for index in indices], seed)
     finally:
         model.train(was_training)

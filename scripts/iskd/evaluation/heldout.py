@@ -6,6 +6,7 @@ import torch
 
 from iskd.errors import UserError
 from iskd.evaluation.metric import Metric
+from iskd.models.modeling.iskd_blocks import is_published
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +53,9 @@ def heldout_loss(model: "PreTrainedModel", blocks: torch.Tensor, *, batch_size: 
 
 def _block_means(model: "PreTrainedModel", batch: torch.Tensor) -> torch.Tensor:
     """Return each block's mean loss in nats per token: (B, L) -> float64 (B,), on the CPU."""
-    logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+    # The published code hands over a mask; any other model is the same with and without one.
+    given = {"attention_mask": torch.ones_like(batch)} if is_published(model.config) else {}
+    logits = model(input_ids=batch, use_cache=False, **given).logits[:, :-1].float()
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), batch[:, 1:].long().flatten(), reduction="none"
     )

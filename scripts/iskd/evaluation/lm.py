@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import lm_eval.api.task
 import lm_eval.tasks
+import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
@@ -26,7 +27,6 @@ from iskd.evaluation.kinds import Kind
 from iskd.evaluation.tasks import cbt
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,14 @@ class ScoringLM(HFLM):
     """
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_size: int
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch_size: int,
+        *,
+        mask: bool = False,
     ) -> None:
+        """Wrap a model; with ``mask`` it is handed a mask of ones, as the published code does."""
         super().__init__(
             pretrained=model,
             # lm-eval sets a padding token; the caller's tokenizer must not change under its hands.
@@ -72,6 +78,7 @@ class ScoringLM(HFLM):
             softmax_dtype="float32",
         )
         self.cut = 0
+        self._mask = mask
         self._passed = 0
         self._total = 0
 
@@ -111,8 +118,11 @@ class ScoringLM(HFLM):
         self.cut += len(context) > room
         return texts, context[-room:], continuation
 
-    def _model_call(self, inps: "torch.Tensor", **kwargs: Any) -> "torch.Tensor":
-        logits = super()._model_call(inps, **kwargs)
+    def _model_call(self, inps: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if self._mask:
+            logits = self.model(input_ids=inps, attention_mask=torch.ones_like(inps)).logits
+        else:
+            logits = super()._model_call(inps, **kwargs)
         before, self._passed = self._passed, self._passed + len(inps)
         if before * _REPORTS // self._total != self._passed * _REPORTS // self._total:
             log.info("%d of %d texts scored", self._passed, self._total)

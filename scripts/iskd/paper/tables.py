@@ -10,6 +10,7 @@ import pandas as pd
 
 from iskd.errors import UserError
 from iskd.paper.metrics import (
+    HELDOUT,
     MEASURES,
     PARAMETERS,
     TEACHER_ARM,
@@ -41,7 +42,14 @@ _IDENTITY = {
     "seeds": "Seeds",
     "parameters": "Parameters",
     "reduction": "Reduction",
+    "gap": "Gap (nats/token)",
+    "closed": "Closed",
+    "tokens": "Tokens",
+    "training_flops": "Training FLOPs",
+    "flops_per_token": "FLOPs/token",
 }
+_PERCENT = ("reduction", "closed")
+_SCIENTIFIC = ("training_flops", "flops_per_token")
 _RETENTIONS = {"retention": "kept", "corrected_retention": "margin"}
 # With more columns than this a table at footnote size is wider than a page's text.
 _FOOTNOTE_COLUMNS = 11
@@ -127,6 +135,59 @@ def main_table(
     order_of_columns = [*model, "seeds", "parameters", "reduction"]
     tasks = [name for name in frame.columns if "/" in name]
     return frame[order_of_columns + tasks].astype(whole)
+
+
+ABLATION_NOTE = (
+    "Gap: held-out loss above the teacher's. Closed: share of the gap of {baseline} that is not "
+    "there. ± is one standard deviation over seeds where there are several, otherwise one standard "
+    "error over the task's items. Tokens and training FLOPs (forward, backward and the teacher's) "
+    "are what was spent since the teacher; FLOPs/token are those of a forward pass."
+)
+"""What the columns of `ablation_table` mean, with the baseline's name to fill in."""
+
+
+def ablation_table(
+    metrics: pd.DataFrame, headline: Mapping[str, str], baseline: str | None
+) -> pd.DataFrame:
+    """Return what each arm lost at its last step, what that cost, and whom it beats.
+
+    Args:
+        metrics: a frame of `iskd.paper.metrics.read_metrics`.
+        headline: for each task the metric to show.
+        baseline: the arm whose gap to the teacher is the measure; None for none.
+
+    Returns:
+        Rows as in `main_table`, but within each teacher by their held-out loss. Columns study,
+        teacher, arm, step, seeds, parameters, reduction, `heldout/loss` with spread, gap (nats per
+        token), closed (a fraction: 1 - gap / baseline's gap), for each task
+        `<task>/<metric>` with spread, tokens, training_flops, flops_per_token.
+    """
+    main = main_table(metrics, headline, {})
+    table = aggregate(tidy(metrics))
+    loss = "/".join(HELDOUT)
+    own = main[main["arm"] == TEACHER_ARM].set_index(["study", "teacher"])[loss]
+    keys = list(zip(main["study"], main["teacher"], strict=True))
+    main["gap"] = main[loss] - [own[key] for key in keys]
+    base = main[main["arm"] == baseline].set_index(["study", "teacher"])["gap"]
+    main["closed"] = [
+        1 - gap / base[key] if key in base.index else float("nan")
+        for key, gap in zip(keys, main["gap"], strict=True)
+    ]
+    model = ["study", "teacher", "arm", "step"]
+    for name, task, metric in (
+        ("tokens", "training", "tokens"),
+        ("training_flops", "training", "flops"),
+        ("flops_per_token", "model", "flops_per_token"),
+    ):
+        values = _values(table, task, metric)[[*model, "value"]].rename(columns={"value": name})
+        main = main.merge(values, on=model, how="left")
+    main["tokens"] = main["tokens"].astype("Int64")
+    scores = [c for c in main.columns if "/" in c and "retention" not in c]
+    order = [*model, "seeds", "parameters", "reduction"]
+    order += [c for c in scores if c.startswith(loss)] + ["gap", "closed"]
+    order += [c for c in scores if not c.startswith(loss)]
+    order += ["tokens", "training_flops", "flops_per_token"]
+    return main.sort_values(["study", "teacher", loss], ignore_index=True, kind="stable")[order]
 
 
 def save_table(frame: pd.DataFrame, stem: Path, caption: str, label: str) -> None:
@@ -229,7 +290,9 @@ def _plain_column(values: pd.Series, name: str) -> _Column:
     if name == "arm":
         styles = arm_styles(values)
         return _Column("", head, "", [styles[arm].label for arm in values], is_text=True)
-    if name == "reduction":
+    if name in _SCIENTIFIC:
+        return _Column("", head, "", [_MISSING if pd.isna(v) else f"{v:.3g}" for v in values])
+    if name in _PERCENT:
         return _Column("", head, "%", [_fixed(value * 100, 1) for value in values])
     if not pd.api.types.is_numeric_dtype(values):
         cells = [_MISSING if pd.isna(value) else str(value) for value in values]

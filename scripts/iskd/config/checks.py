@@ -1,0 +1,291 @@
+"""Rules between the keys of a config, which a schema cannot say."""
+
+from typing import NoReturn
+
+from iskd.config.schema import (
+    Architecture,
+    BaselineArm,
+    Compact,
+    HeldoutTask,
+    HubArm,
+    HubTeacher,
+    IskdArm,
+    Objective,
+    OneShotArm,
+    Study,
+    Teacher,
+    TheseusArm,
+    ToyCorpus,
+    ToyTask,
+)
+from iskd.errors import UserError
+from iskd.evaluation.kinds import KINDS
+
+RESERVED_ARM = "teacher"
+
+# What a head's size must be a multiple of, by the share of it that the family's fresh configs
+# rotate in pairs: half in Phi, a quarter in GPT-NeoX, all in Llama and its relatives.
+HEAD_GRAIN = {"phi": 4, "gpt_neox": 8, "llama": 2, "mistral": 2, "qwen2": 2, "qwen3": 2}
+# Families whose heads never share keys and values.
+OWN_KEYS = ("gpt2", "gpt_neox")
+PUBLISHED_FAMILIES = ("gpt2", "phi")
+
+
+def block_count(teacher: Teacher) -> int:
+    """Count the blocks of a teacher, as its config states them."""
+    return teacher.blocks if isinstance(teacher, HubTeacher) else teacher.architecture.blocks
+
+
+def step_count(teacher: Teacher) -> int:
+    """Count the substitutions made in a teacher."""
+    if teacher.steps is not None:
+        return teacher.steps
+    return len(teacher.order) if isinstance(teacher.order, list) else block_count(teacher)
+
+
+class Checks:
+    """The rules, for one study; ``file`` names it in messages."""
+
+    def __init__(self, study: Study, file: str) -> None:
+        self.study = study
+        self.file = file
+
+    def _fail(self, key: str, message: str) -> NoReturn:
+        raise UserError(f"{self.file}: {key}: {message}")
+
+    def run(self) -> None:
+        """Look at every rule.
+
+        Raises:
+            UserError: the first one that is broken.
+        """
+        if len(set(self.study.seeds)) != len(self.study.seeds):
+            self._fail("seeds", "the same seed stands here twice; each may stand once")
+        for name, teacher in self.study.teachers.items():
+            self._teacher(f"teachers.{name}", teacher)
+        for name in self.study.tasks:
+            self._task(name)
+        for name in self.study.arms:
+            self._arm(name)
+
+    def _teacher(self, key: str, teacher: Teacher) -> None:
+        blocks = block_count(teacher)
+        if isinstance(teacher.order, list):
+            self._order(f"{key}.order", teacher.order, blocks)
+        available = len(teacher.order) if isinstance(teacher.order, list) else blocks
+        if teacher.steps is not None and teacher.steps > available:
+            self._fail(f"{key}.steps", f"{teacher.steps} steps, but the order has {available}")
+        steps = step_count(teacher)
+        if teacher.headline is not None and teacher.headline > steps:
+            self._fail(
+                f"{key}.headline", f"step {teacher.headline} does not exist; last is {steps}"
+            )
+        self._shapes(key, teacher)
+
+    def _order(self, key: str, order: list[int], blocks: int) -> None:
+        for index in order:
+            if index >= blocks:
+                self._fail(
+                    key, f"block {index} does not exist; the model has blocks 0 to {blocks - 1}"
+                )
+        twice = {i for i in order if order.count(i) > 1}
+        if twice:
+            self._fail(
+                key, f"block {min(twice)} stands here twice; a block can be replaced only once"
+            )
+        if not order:
+            self._fail(key, "no block is named; name at least one")
+
+    def _shapes(self, key: str, teacher: Teacher) -> None:
+        shapes: dict[str, tuple[int, int, int | None]] = {}
+        if teacher.student is not None:
+            own: Architecture = teacher.student
+            shapes["student"] = (own.width, own.heads, own.kv_heads)
+        if not isinstance(teacher, HubTeacher):
+            own = teacher.architecture
+            shapes["architecture"] = (own.width, own.heads, own.kv_heads)
+            self._long_enough(f"{key}.architecture.positions", teacher.architecture.positions)
+        for part, (width, heads, kv_heads) in shapes.items():
+            self._heads(f"{key}.{part}.heads", width, heads)
+            # The family's own rule about rotary pairs, for shapes that are made here.
+            grain = HEAD_GRAIN.get(teacher.family, 1)
+            if width // heads % grain:
+                self._fail(
+                    f"{key}.{part}.heads",
+                    f"{heads} makes heads of size {width // heads}; {teacher.family} needs a "
+                    f"multiple of {grain}",
+                )
+            if kv_heads is None:
+                continue
+            if teacher.family in OWN_KEYS:
+                self._fail(
+                    f"{key}.{part}.kv_heads",
+                    f"{teacher.family} gives every head keys of its own; remove this key",
+                )
+            if heads % kv_heads:
+                self._fail(f"{key}.{part}.kv_heads", f"{kv_heads} does not divide heads ({heads})")
+        made_here = None if isinstance(teacher, HubTeacher) else teacher.architecture
+        self._compact(f"{key}.compact", teacher.compact, teacher, made_here)
+
+    def _heads(self, key: str, width: int, heads: int) -> None:
+        if width % heads:
+            self._fail(key, f"{heads} does not divide the width {width}")
+
+    def _compact(
+        self, key: str, compact: Compact, teacher: Teacher, shape: Architecture | None
+    ) -> None:
+        """Check what replaces a block; what needs the model itself is checked by the plan."""
+        given = {k for k in ("width", "heads", "blocks", "mlp") if getattr(compact, k) is not None}
+        narrow = compact.recipe == "narrow"
+        for foreign in sorted(given & {"width", "blocks"} if narrow else set()):
+            self._fail(f"{key}.{foreign}", "recipe narrow keeps width and depth; remove this key")
+        if narrow and len(given) == 1:
+            self._fail(f"{key}.{given.pop()}", "recipe narrow needs heads and mlp, or neither")
+        if narrow and compact.activation is not None:
+            self._fail(f"{key}.activation", "recipe narrow keeps the model's own; remove this key")
+        decides = ("heads" if narrow else "width") in given
+        if decides and compact.reduction is not None:
+            self._fail(
+                f"{key}.reduction", "sizes are given as well; leave out the one or the other"
+            )
+        if narrow and compact.initialisation == "pca":
+            self._fail(
+                f"{key}.initialisation", "pca sets projections and narrow has none; use teacher"
+            )
+        if not narrow and compact.initialisation == "teacher":
+            self._fail(
+                f"{key}.initialisation", "teacher keeps heads and neurons: use recipe narrow"
+            )
+        if narrow or compact.width is None or compact.heads is None:
+            return
+        self._heads(f"{key}.heads", compact.width, compact.heads)
+        # Only a fetched model may rotate another share of its heads than the family's own.
+        grain = HEAD_GRAIN.get(teacher.family, 1) if shape is not None else 1
+        if compact.width // compact.heads % grain:
+            self._fail(
+                f"{key}.heads",
+                f"{compact.heads} makes heads of size {compact.width // compact.heads}; "
+                f"{teacher.family} needs a multiple of {grain}",
+            )
+
+    def _long_enough(self, key: str, positions: int) -> None:
+        length = self.study.corpus.block_length
+        if positions < length:
+            self._fail(
+                key,
+                f"{positions} is less than corpus.block_length ({length}); "
+                f"raise the one or lower the other",
+            )
+
+    def _task(self, name: str) -> None:
+        task = self.study.tasks[name]
+        kind = task.kind or name
+        if kind not in KINDS:
+            self._fail(
+                f"tasks.{name}", f"unknown task; use one of {', '.join(KINDS)}, or say its kind"
+            )
+        corpus = self.study.corpus
+        if isinstance(task, ToyTask):
+            if not isinstance(corpus, ToyCorpus):
+                self._fail(f"tasks.{name}.source", "toyworld makes rows only for corpus: toyworld")
+            made = corpus.continuation_rows if kind == "hellaswag" else corpus.cloze_rows
+            if task.rows is not None and task.rows > made:
+                self._fail(f"tasks.{name}.rows", f"{task.rows} asked, the corpus makes {made}")
+        if isinstance(task, HeldoutTask) and not kind.startswith("cbt_"):
+            self._fail(f"tasks.{name}.kind", "held-out stories give cbt_question and cbt_context")
+
+    def _arm(self, name: str) -> None:
+        arm = self.study.arms[name]
+        if name == RESERVED_ARM:
+            self._fail(f"arms.{name}", "this name stands for the teacher itself; choose another")
+        objective = getattr(arm, "objective", None)
+        if objective is not None and not objective.next_token + objective.kl + objective.hidden:
+            self._fail(
+                f"arms.{name}.objective", "every weight is 0, so nothing is learnt; raise one"
+            )
+        if isinstance(arm, HubArm):
+            self._reference_row(name, arm)
+        if isinstance(arm, IskdArm | OneShotArm | TheseusArm):
+            self._replacing(name, arm)
+        if isinstance(arm, BaselineArm):
+            self._baseline(name, arm)
+
+    def _reference_row(self, name: str, arm: HubArm) -> None:
+        key = f"arms.{name}.teacher"
+        if arm.teacher not in self.study.teachers:
+            known = ", ".join(self.study.teachers)
+            self._fail(key, f"{arm.teacher!r} is no teacher; there are: {known}")
+        if not isinstance(self.study.teachers[arm.teacher], HubTeacher):
+            self._fail(
+                key,
+                f"{arm.teacher} is trained here and has a tokenizer of its own, so a model of the "
+                f"hub cannot stand beside it; name a teacher of source hub",
+            )
+
+    def _baseline(self, name: str, arm: BaselineArm) -> None:
+        references = [n for n, a in self.study.arms.items() if isinstance(a, IskdArm)]
+        if arm.reference is not None and arm.reference not in references:
+            self._fail(
+                f"arms.{name}.reference",
+                f"{arm.reference!r} is no arm of method iskd; "
+                f"there are: {', '.join(references) or 'none'}",
+            )
+        if arm.reference is None and len(references) != 1:
+            self._fail(
+                f"arms.{name}.reference",
+                f"missing; say which iskd arm is matched ({', '.join(references) or 'add one'})",
+            )
+        if len(set(arm.steps or [])) != len(arm.steps or []):
+            self._fail(f"arms.{name}.steps", "the same step stands here twice; each may stand once")
+        for teacher_name, teacher in self.study.teachers.items():
+            for step in arm.steps or []:
+                if step > step_count(teacher):
+                    self._fail(
+                        f"arms.{name}.steps",
+                        f"step {step} does not exist; {teacher_name} has {step_count(teacher)}",
+                    )
+            if isinstance(arm, OneShotArm | TheseusArm):
+                self._known_order(name, arm, teacher)
+
+    def _known_order(self, name: str, arm: OneShotArm | TheseusArm, teacher: Teacher) -> None:
+        if (arm.order or teacher.order) == "measured":
+            self._fail(
+                f"arms.{name}.order",
+                "measured orders are found step by step; name a list or random for this arm",
+            )
+
+    def _replacing(self, name: str, arm: IskdArm | OneShotArm | TheseusArm) -> None:
+        for teacher_name, teacher in self.study.teachers.items():
+            if arm.compact is not None:
+                shape = None if isinstance(teacher, HubTeacher) else teacher.architecture
+                self._compact(f"arms.{name}.compact", arm.compact, teacher, shape)
+            if isinstance(arm.order, list):
+                self._order(f"arms.{name}.order", arm.order, block_count(teacher))
+                if len(arm.order) < step_count(teacher):
+                    self._fail(
+                        f"arms.{name}.order",
+                        f"{len(arm.order)} blocks, but {teacher_name} has "
+                        f"{step_count(teacher)} steps",
+                    )
+            if isinstance(arm, IskdArm) and arm.as_published:
+                self._published(name, arm, teacher_name, teacher)
+
+    def _published(self, name: str, arm: IskdArm, teacher_name: str, teacher: Teacher) -> None:
+        compact = arm.compact or teacher.compact
+        if teacher.family not in PUBLISHED_FAMILIES:
+            self._fail(
+                f"arms.{name}.as_published",
+                f"the published code has no family {teacher.family} (teacher {teacher_name}); "
+                f"it has {' and '.join(PUBLISHED_FAMILIES)}",
+            )
+        if compact.recipe != "paper" or compact.initialisation not in (None, "paper"):
+            self._fail(
+                f"arms.{name}.as_published",
+                "the published code has recipe paper and initialisation paper; set both so",
+            )
+        if arm.objective != Objective() or arm.warm_start:
+            self._fail(
+                f"arms.{name}.as_published",
+                "the published code trains on the next token alone; remove objective and "
+                "warm_start",
+            )
