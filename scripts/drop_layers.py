@@ -30,6 +30,7 @@ with run_rule(snakemake) as job:
         influence,
         count=step if by_steps else None,
         parameters=None if by_steps else target,
+        first=spec["replaced"] if spec["choose"] == "reference" else (),
     )
     history = tune(
         model,

@@ -160,6 +160,14 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"arms.iskd.order": [1]}, "arms.iskd.order", "toy has 2 steps"),
     ({"arms.iskd.order": [1, 3]}, "arms.iskd.order", "blocks 0 to 2"),
     ({"arms.x": {"method": "one_shot", "order": "measured"}}, "arms.x.order", "step by step"),
+    (
+        {
+            "arms.iskd.order": "measured",
+            "arms.x": {"method": "layer_drop", "choose": "reference"},
+        },
+        "arms.x.choose",
+        "step by step",
+    ),
     ({"arms.x": {"method": "theseus", "first": 2}}, "arms.x.first", "less than or equal to 1"),
     (
         {"arms.iskd.as_published": True, f"{TOY}.family": "llama"},

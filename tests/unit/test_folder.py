@@ -10,7 +10,14 @@ from transformers import PreTrainedTokenizerFast
 from iskd.data.corpus import token_blocks, train_tokenizer
 from iskd.errors import UserError
 from iskd.models import CompactSizes, parameter_count, replace_block
-from iskd.models.folder import adopt_model, load_config, load_model, load_tokenizer, save_model
+from iskd.models.folder import (
+    adopt_model,
+    adopt_reference,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
 from iskd.training.pretrain import pretrain
 from tests.unit.conftest import FAMILIES, POSITIONS, MakeModel
 
@@ -93,6 +100,21 @@ def test_a_fetched_model_needs_an_end_token(
     bare.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no end token"):
         adopt_model(tmp_path, family="gpt2", blocks=3)
+
+
+def test_a_reference_row_has_its_teachers_tokenizer(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, tiny_model: MakeModel
+) -> None:
+    """Any architecture will do, but losses per token compare only where tokens are the same."""
+    teacher, own, foreign = tmp_path / "teacher", tmp_path / "own", tmp_path / "foreign"
+    tokenizer.save_pretrained(teacher)
+    model = tiny_model("llama")
+    save_model(model, tokenizer, own)
+    assert adopt_reference(own, teacher=teacher) == model.num_parameters()
+    assert (own / "model.safetensors").exists()
+    save_model(model, train_tokenizer(["Other words."] * 9, 262, 16), foreign)
+    with pytest.raises(UserError, match="tokenizer is not its teacher's"):
+        adopt_reference(foreign, teacher=teacher)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

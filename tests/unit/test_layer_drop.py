@@ -310,8 +310,8 @@ def test_a_model_with_a_narrowed_block_survives_its_folder(
 
 def test_a_target_that_is_met_already_drops_nothing(tiny_model: MakeModel) -> None:
     teacher = tiny_model("gpt2")
-    for wanted in ({"count": 0}, {"parameters": count(teacher)}):
-        model, facts = drop_layers(teacher, [0.1, 0.2, 0.3], **wanted)
+    for number, parameters in ((0, None), (None, count(teacher))):
+        model, facts = drop_layers(teacher, [0.1, 0.2, 0.3], count=number, parameters=parameters)
         assert (facts["dropped"], facts["narrowed"]) == ([], None)
         same_logits(model, teacher)
 
@@ -344,3 +344,11 @@ def test_what_layer_drop_refuses(tiny_model: MakeModel) -> None:
         drop_layers(narrow, [0.1, 0.2, 0.3], count=1)
     with pytest.raises(UserError, match="compressed already"):
         keep_blocks(narrow, [0])
+
+
+def test_named_blocks_go_first(tiny_model: MakeModel) -> None:
+    model = tiny_model("gpt2")
+    _, facts = drop_layers(model, [0.1, 0.3, 0.2], count=2, first=[1])
+    assert facts["dropped"] == [1, 0]
+    _, facts = drop_layers(model, [0.1, 0.3, 0.2], count=2, first=[2, 1])
+    assert facts["dropped"] == [2, 1]

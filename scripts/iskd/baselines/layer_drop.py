@@ -47,6 +47,7 @@ def drop_layers(
     *,
     count: int | None = None,
     parameters: int | None = None,
+    first: Sequence[int] = (),
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Leave out the blocks of lowest influence; the lower index goes first where two are equal.
 
@@ -54,6 +55,7 @@ def drop_layers(
         model: a whole teacher; left as it is.
         influence: of :func:`block_influence`.
         count: how many blocks go.
+        first: blocks that go before all others, in this order, whatever their influence.
         parameters: most parameters of the model that is left. The last block that would have to
             go for this is not dropped but narrowed: it keeps its strongest heads and neurons, as
             many as there is room for, so that the target is met to within one MLP neuron. It goes
@@ -80,7 +82,8 @@ def drop_layers(
             "the influence of a block is not a number: the teacher's hidden states overflow; "
             "use float32"
         )
-    order = sorted(range(total), key=lambda index: (influence[index], index))
+    others = [index for index in range(total) if index not in first]
+    order = [*first, *sorted(others, key=lambda index: (influence[index], index))]
     sizes = None
     if parameters is not None:
         count, sizes = _within(model, parameters)

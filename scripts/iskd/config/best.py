@@ -3,7 +3,7 @@
 from typing import Any
 
 BEST: dict[str, Any] = {
-    "compact": {"recipe": "bottleneck", "initialisation": "zero_up"},
+    "compact": {"recipe": "narrow", "initialisation": "least_squares"},
     "objective": {"next_token": 0.5, "kl": 0.5, "temperature": 2.0},
     "warm_start": 0.0,
 }

@@ -10,6 +10,7 @@ from iskd.config.schema import (
     HubArm,
     HubTeacher,
     IskdArm,
+    LayerDropArm,
     Objective,
     OneShotArm,
     Study,
@@ -245,13 +246,18 @@ class Checks:
                         f"step {step} does not exist; {teacher_name} has {step_count(teacher)}",
                     )
             if isinstance(arm, OneShotArm | TheseusArm):
-                self._known_order(name, arm, teacher)
+                self._known_order(f"arms.{name}.order", arm.order or teacher.order)
+            if isinstance(arm, LayerDropArm) and arm.choose == "reference":
+                reference = self.study.arms[arm.reference or references[0]]
+                own = reference.order if isinstance(reference, IskdArm) else None
+                self._known_order(f"arms.{name}.choose", own or teacher.order)
 
-    def _known_order(self, name: str, arm: OneShotArm | TheseusArm, teacher: Teacher) -> None:
-        if (arm.order or teacher.order) == "measured":
+    def _known_order(self, key: str, order: object) -> None:
+        if order == "measured":
             self._fail(
-                f"arms.{name}.order",
-                "measured orders are found step by step; name a list or random for this arm",
+                key,
+                "a measured order is found step by step and not known beforehand; use one that is "
+                "a list or random",
             )
 
     def _replacing(self, name: str, arm: IskdArm | OneShotArm | TheseusArm) -> None:

@@ -224,7 +224,7 @@ class Compact(Section):
         "Left out, paper (narrow: teacher).",
     )
     calibration: Positive = Field(
-        16, description="Sequences whose activations pca and least_squares look at."
+        32, description="Sequences whose activations pca and least_squares look at."
     )
 
 
@@ -514,7 +514,7 @@ class KdArm(BaselineArm):
 
 
 class LayerDropArm(BaselineArm):
-    """Blocks of the lowest influence are left out, then the rest is tuned."""
+    """Blocks are left out, by default those of lowest influence, then the rest is tuned."""
 
     method: Literal["layer_drop"] = Field(
         description="Leave out the blocks that change the hidden states least (arXiv 2403.03853)."
@@ -523,6 +523,11 @@ class LayerDropArm(BaselineArm):
         "parameters",
         description="steps: as many blocks as the reference has replaced; parameters: as few as "
         "give its size, the last one narrowed to fit.",
+    )
+    choose: Literal["influence", "reference"] = Field(
+        "influence",
+        description="influence: the blocks of lowest influence go; reference: those that the "
+        "reference replaces, so that the difference is what its new blocks earn.",
     )
     calibration: Positive = Field(
         16, description="Sequences on which the blocks' influence is measured."

@@ -309,7 +309,7 @@ class StudyPlan:
                 student.model_dump() if student is not None and arm.start == "scratch" else None
             )
         if isinstance(arm, LayerDropArm):
-            spec |= {"match": arm.match, "calibration": arm.calibration}
+            spec |= arm.model_dump(include={"match", "choose", "calibration"})
         return spec
 
     def pretraining_spec(self, teacher: str) -> dict[str, Any]:

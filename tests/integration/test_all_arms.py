@@ -1,0 +1,125 @@
+"""One tiny study with every kind of arm, run as a user would: each gives what it promises."""
+
+import csv
+import json
+from typing import Any
+
+import pytest
+
+from tests.workflow.conftest import Clone, make_clone
+
+RESULTS = "results/arms"
+CONFIG = ("--configfile", "tests/config/arms.yaml")
+ARMS = {
+    "paper", "as_published", "distilled", "bottleneck", "narrow", "one_shot", "theseus",
+    "l1", "kd", "kd_alternate", "layer_drop", "layer_drop_steps", "teacher_tuned",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The study, finished."""
+    clone = make_clone(tmp_path_factory.mktemp("arms") / "clone")
+    ran = clone.snakemake("-c", "2", *CONFIG)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return clone
+
+
+def read(clone: Clone, path: str) -> Any:
+    return json.loads((clone.folder / RESULTS / path).read_text(encoding="utf-8"))
+
+
+def table(clone: Clone) -> dict[tuple[str, int], dict[str, str]]:
+    file = clone.folder / RESULTS / "paper/table_ablation.csv"
+    with file.open(encoding="utf-8", newline="") as stream:
+        return {(row["arm"], int(row["step"])): row for row in csv.DictReader(stream)}
+
+
+def test_every_arm_stands_in_the_table_with_its_costs(done: Clone) -> None:
+    rows = table(done)
+    assert {arm for arm, _ in rows} == ARMS | {"teacher"}
+    for (arm, _), row in rows.items():
+        assert float(row["heldout/loss"]) > 0
+        assert (row["tokens"] == "") == (arm == "teacher")
+    # Two steps of 32 sequences of 64 tokens, whatever the method.
+    assert {row["tokens"] for (arm, _), row in rows.items() if arm != "teacher"} == {"4096"}
+    costs = {arm: float(row["training_flops"] or 0) for (arm, _), row in rows.items()}
+    assert costs["distilled"] > costs["paper"]  # the teacher's forward passes count
+
+
+def test_methods_of_one_size_have_one_size(done: Clone) -> None:
+    size = {arm: int(row["parameters"]) for (arm, _), row in table(done).items()}
+    assert size["as_published"] == size["distilled"] == size["theseus"] == size["paper"]
+    # One unit of theirs is at most a head.
+    for arm in ("l1", "layer_drop", "bottleneck"):
+        assert 0 <= size["paper"] - size[arm] < 3000, arm
+    assert size["kd_alternate"] <= size["narrow"] < size["paper"] * 1.1
+    assert 1 - size["narrow"] / size["teacher"] >= 0.2
+
+
+def test_what_was_decided_on_the_way_is_written_down(done: Clone) -> None:
+    chain = "substitute_block/toy/distilled/seed_3"
+    first, second = (read(done, f"{chain}/step_0{n}/substitution.json") for n in (1, 2))
+    assert set(first["loss_if_replaced"]) == {"0", "1", "2", "3"}
+    assert set(second["loss_if_replaced"]) == {"0", "1", "2", "3"} - {str(first["block"])}
+    history = done.folder / RESULTS / chain / "step_01/history.jsonl"
+    phases = [json.loads(line)["phase"] for line in history.read_text().splitlines()]
+    assert phases[0] == "warm_start"
+    assert phases[-1] == "joint"
+    dropped = read(done, "drop_layers/toy/layer_drop/seed_3/step_02/dropped.json")
+    assert len(dropped["influence"]) == 4
+    assert dropped["narrowed"] is not None
+    by_steps = read(done, "drop_layers/toy/layer_drop_steps/seed_3/step_02/dropped.json")
+    assert len(by_steps["dropped"]) == 2
+    student = read(done, "distill_student/toy/kd_alternate/seed_3/step_02/student.json")
+    assert student["taken"] == sorted(student["taken"])
+
+
+def test_the_published_defect_is_in_its_arm_alone(done: Clone) -> None:
+    def compact(arm: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = read(
+            done, f"substitute_block/toy/{arm}/seed_3/step_02/config.json"
+        )["compact_blocks"]
+        return found
+
+    assert all(entry["published"] for entry in compact("as_published"))
+    assert not any(entry["published"] for entry in compact("paper"))
+
+
+def test_models_carry_their_code(done: Clone) -> None:
+    folder = done.folder / RESULTS / "substitute_block/toy/paper/seed_3/step_02"
+    assert {"iskd_blocks.py", "iskd_gpt2.py"} <= {file.name for file in folder.iterdir()}
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForCausalLM"] == "iskd_gpt2.CompactGPT2LMHeadModel"
+
+
+def test_a_finished_study_has_nothing_to_do(done: Clone) -> None:
+    ran = done.snakemake("-c", "2", *CONFIG)
+    assert "Nothing to be done" in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "rerun"),
+    [
+        ("theseus, reference: paper", "theseus, first: 0.4, reference: paper", {"theseus"}),
+        ("temperature: 2.0", "temperature: 3.0", {"distilled"}),
+    ],
+)
+def test_a_change_of_one_arm_reruns_that_arm(
+    old: str, new: str, rerun: set[str], done: Clone
+) -> None:
+    config = done.folder / "tests/config/arms.yaml"
+    before = config.read_text()
+    assert old in before
+    try:
+        config.write_text(before.replace(old, new))
+        ran = done.snakemake("-n", *CONFIG)
+    finally:
+        config.write_text(before)
+    planned = ran.stdout + ran.stderr
+    made = {
+        line.split("arm=")[1].split(",")[0]
+        for line in planned.splitlines()
+        if "wildcards:" in line and "arm=" in line
+    }
+    assert made == rerun
