@@ -199,3 +199,18 @@ def test_a_start_that_the_recipe_cannot_have_is_refused(family: str, tiny_model:
         replace_block(model, 1, SIZES, "teacher", seed=1)
     with pytest.raises(UserError, match="recipe narrow has none"):
         replace_block(model, 1, NarrowSizes(2, 3), "pca", seed=1)
+
+
+@pytest.mark.parametrize("recipe", ["narrow", "paper"])
+def test_dropout_has_no_part_in_a_fit(recipe: str, tiny_model: MakeModel) -> None:
+    states = []
+    for dropout in (0.0, 0.5):
+        model = tiny_model("gpt2", dropout=dropout)
+        calls = [block_calls(model, [1], torch.arange(1, 41).reshape(2, 20))[1]]
+        sizes: CompactSizes | NarrowSizes = (
+            NarrowSizes(2, 60) if recipe == "narrow" else CompactSizes(16, 2, 1, 32, POSITIONS)
+        )
+        _, block = replace_block(model, 1, sizes, "least_squares", seed=1, calls=calls)
+        states.append(block.state_dict())
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig, PreTrainedModel
 
@@ -30,9 +32,8 @@ def groups_of(model: nn.Module, new: Sequence[nn.Module]) -> list[dict[str, Any]
     return parameter_groups(model, new, rate_new=1e-4, rate_rest=2e-5, weight_decay=0.01)
 
 
-@pytest.mark.parametrize(("name", "step"), STEPS)
-def test_at_every_step_each_parameter_is_in_exactly_one_group(name: str, step: int) -> None:
-    order = CASES[name][2][:step]
+def check_groups(name: str, order: Sequence[int]) -> None:
+    """Check the groups of the step that replaces the last block of ``order``."""
     model = on_meta(name, order)
     block = family_of(model.config).blocks(model)[order[-1]]
     groups = groups_of(model, [block])
@@ -42,6 +43,19 @@ def test_at_every_step_each_parameter_is_in_exactly_one_group(name: str, step: i
     # The very block just replaced, and not those whose number begins alike (1, 10, 11).
     fast = {id(p) for g in groups if g["lr"] == 1e-4 for p in g["params"]}
     assert fast == {id(p) for p in block.parameters()}
+
+
+@pytest.mark.parametrize(("name", "step"), STEPS)
+def test_at_every_step_each_parameter_is_in_exactly_one_group(name: str, step: int) -> None:
+    check_groups(name, CASES[name][2][:step])
+
+
+@settings(max_examples=12)
+@given(name=st.sampled_from(sorted(CASES)), data=st.data())
+def test_so_it_is_for_any_order(name: str, data: st.DataObject) -> None:
+    blocks = len(CASES[name][2])
+    order = data.draw(st.permutations(range(blocks)))
+    check_groups(name, order[: data.draw(st.integers(1, blocks))])
 
 
 @pytest.mark.parametrize("name", CASES)

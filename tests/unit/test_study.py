@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iskd.config import StudyPlan, load_study
+from iskd.config.best import BEST
 from iskd.config.study import ModelId
 from tests.unit.test_config import LEAVE_OUT, TINY, TOY, changed
 
@@ -325,3 +326,27 @@ def test_fetched_and_trained_teachers_are_told_apart() -> None:
 def test_a_study_without_baselines_has_only_its_chain() -> None:
     study = of({"arms.l1": LEAVE_OUT, "arms.kd": LEAVE_OUT, "arms.teacher_tuned": LEAVE_OUT})
     assert [m.step for m in study.models()] == [0, 1, 2]
+
+
+def test_recipe_best_fills_in_what_is_left_out() -> None:
+    study = of(
+        {
+            "arms.all": {"method": "iskd", "recipe": "best"},
+            "arms.some": {
+                "method": "iskd",
+                "recipe": "best",
+                "order": [2, 0],
+                "objective": {"kl": 1},
+            },
+            "arms.at_once": {"method": "one_shot", "recipe": "best", "reference": "all"},
+            **{f"arms.{arm}.reference": "iskd" for arm in ("l1", "kd", "teacher_tuned")},
+        }
+    )
+    everything, some = (study.substitution_spec(ModelId("toy", a, 3, 1)) for a in ("all", "some"))
+    assert everything["initialisation"] == some["initialisation"] == "least_squares"
+    assert (everything["block"], some["block"]) == (None, 2)
+    assert everything["objective"]["temperature"] == BEST["objective"]["temperature"]
+    assert (some["objective"]["next_token"], some["objective"]["temperature"]) == (1.0, 1.0)
+    assert study.request("toy", "all")["recipe"] == "narrow"
+    # All at once, nothing can be measured between the steps.
+    assert study.order(ModelId("toy", "at_once", 3, 2)) == [1, 2]

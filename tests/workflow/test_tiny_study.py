@@ -113,7 +113,9 @@ def test_changed_figure_code_reruns_the_figure_only(second: Clone) -> None:
 def test_changed_arm_reruns_that_arm_only(second: Clone) -> None:
     file = second.folder / "tests/config/tiny.yaml"
     text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace("{method: kd}", "{method: kd, weight: 0.7}"), encoding="utf-8")
+    file.write_text(
+        text.replace("{method: kd}", "{method: kd, objective: {kl: 0.7}}"), encoding="utf-8"
+    )
     try:
         counts = planned(second)
     finally:
@@ -121,7 +123,13 @@ def test_changed_arm_reruns_that_arm_only(second: Clone) -> None:
     assert counts.pop("distill_student") == 1
     assert counts.pop("evaluate") == 3
     assert counts.pop("evaluate_heldout") == 1
-    assert set(counts) == {"collect_metrics", "figure_tradeoff", "table_main", "collect_paper"}
+    assert set(counts) == {
+        "collect_metrics",
+        "figure_tradeoff",
+        "table_main",
+        "table_ablation",
+        "collect_paper",
+    }
 
 
 def test_added_task_evaluates_that_task_only(second: Clone) -> None:

@@ -7,6 +7,8 @@ BEST: dict[str, Any] = {
     "objective": {"next_token": 0.5, "kl": 0.5, "temperature": 2.0},
     "warm_start": 0.0,
 }
+# Only for blocks that go one by one: the other schedules must know the order beforehand.
+BEST_ORDER = "measured"
 
 
 def with_best(arm: Any) -> Any:
@@ -16,4 +18,5 @@ def with_best(arm: Any) -> Any:
     """
     if not isinstance(arm, dict) or arm.get("recipe") != "best":
         return arm
-    return {**BEST, **arm}
+    order = {"order": BEST_ORDER} if arm.get("method") == "iskd" else {}
+    return {**BEST, **order, **arm}

@@ -414,8 +414,9 @@ class Replacing(Section):
 
     recipe: Literal["best"] | None = Field(
         None,
-        description="best: the block, the start and the objective that lost least in "
-        "docs/ablation.md, wherever compact, objective and warm_start are left out.",
+        description="best: the block, the start, the objective and (method iskd) the order that "
+        "lost least in docs/ablation.md, wherever compact, objective, warm_start and order are "
+        "left out.",
     )
     compact: Compact | None = Field(
         None,

@@ -6,7 +6,9 @@ the teacher's activations. ``least_squares``: the projections that fit the repla
 best. ``teacher`` (narrow blocks): the teacher's strongest heads and neurons.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -14,10 +16,12 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from iskd.errors import UserError
-from iskd.models.activations import BlockCall
+from iskd.models.activations import BlockCall, first_tensor
 from iskd.models.families import family_of
 from iskd.models.modeling.iskd_blocks import CompactBlock, NarrowSizes
 from iskd.models.units import block_units, kept_state, strongest
+
+log = logging.getLogger("iskd.models")
 
 Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher"]
 
@@ -84,7 +88,9 @@ def _fit_projections(block: CompactBlock, calls: Sequence[BlockCall], *, refit: 
     down = (down / spread).T
     block.down.weight.copy_(down)
     block.down.bias.copy_(_OPEN - down @ mean)
-    features = torch.cat([_features(block, call) for call in calls]).double()
+    with _evaluating(block):
+        seen = [block.features(c.hidden, *c.args, **c.kwargs).flatten(0, 1) for c in calls]
+    features = torch.cat(seen).double()
     feature_mean = features.mean(0)
     features = features - feature_mean
     if refit:
@@ -100,16 +106,26 @@ def _fit_projections(block: CompactBlock, calls: Sequence[BlockCall], *, refit: 
     block.up.bias.copy_(written_mean - up @ feature_mean)
 
 
-def _features(block: CompactBlock, call: BlockCall) -> torch.Tensor:
+@contextmanager
+def _evaluating(block: nn.Module) -> Iterator[None]:
+    """Switch dropout off: a fit to it would be a fit to noise."""
     was_training = block.training
     block.eval()
-    found = block.features(call.hidden, *call.args, **call.kwargs)
-    block.train(was_training)
-    return found.flatten(0, 1)
+    try:
+        yield
+    finally:
+        block.train(was_training)
 
 
 def _ridge(features: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
     """Solve features @ solution = response, (samples, n) and (samples, m) -> (n, m)."""
+    samples, width = features.shape
+    if samples < 2 * width:
+        log.warning(
+            "the start is fitted to %d positions, and %d numbers explain each: raise calibration",
+            samples,
+            width,
+        )
     gram = features.T @ features
     gram.diagonal().add_(_RIDGE * gram.diagonal().mean() + 1e-12)
     return torch.linalg.solve(gram, features.T @ response)
@@ -161,10 +177,10 @@ def _refit_last_writer(block: nn.Module, name: str, calls: Sequence[BlockCall]) 
     seen: list[torch.Tensor] = []
     handle = writer.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
     missing = []
-    for call in calls:
-        given = block(call.hidden, *call.args, **call.kwargs)
-        given = given[0] if isinstance(given, tuple) else given
-        missing.append((call.output - given).flatten(0, 1))
+    with _evaluating(block):
+        for call in calls:
+            given = first_tensor(block(call.hidden, *call.args, **call.kwargs))
+            missing.append((call.output - given).flatten(0, 1))
     handle.remove()
     features, response = torch.cat(seen).double(), torch.cat(missing).double()
     if isinstance(bias, torch.Tensor):
