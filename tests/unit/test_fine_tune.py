@@ -434,3 +434,26 @@ def test_a_history_is_written_one_row_a_line(tmp_path: Path) -> None:
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
     assert lines[0] == '{"loss": 2.5, "step": 1}'
+
+
+def test_a_run_that_diverges_is_a_users_mistake_and_no_perfect_result() -> None:
+    calls = iter(range(1000))
+
+    def objective(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = loop.next_token_loss(model, inputs)
+        return loss * float("nan") if next(calls) > 4 else loss
+
+    with pytest.raises(
+        UserError, match=r"step \d+ of 10: the loss is nan.*lower its learning_rate"
+    ):
+        fine_tune(fresh(), random_blocks(40), SETTINGS, seed=1, objective=objective)
+
+
+def test_weights_that_are_no_numbers_are_not_handed_on() -> None:
+    def objective(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        # A loss of 0 more, with a gradient that is infinity times 0.
+        extra = (next(model.parameters()).sum() * 0).abs().sqrt()
+        return loop.next_token_loss(model, inputs) + extra
+
+    with pytest.raises(UserError, match="the weights are no numbers"):
+        fine_tune(fresh(), random_blocks(4), SETTINGS, seed=1, objective=objective)

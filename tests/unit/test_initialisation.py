@@ -10,6 +10,7 @@ from torch import nn
 from iskd.errors import UserError
 from iskd.models import CompactSizes, NarrowSizes, family_of, replace_block
 from iskd.models.activations import BlockCall, all_calls, block_calls, first_tensor
+from iskd.models.initialisation import Initialisation
 from iskd.models.modeling.iskd_blocks import CompactBlock
 from iskd.models.units import unit_counts
 from tests.unit.conftest import FAMILIES, POSITIONS, SHARE, VOCABULARY, MakeModel
@@ -214,3 +215,14 @@ def test_dropout_has_no_part_in_a_fit(recipe: str, tiny_model: MakeModel) -> Non
         states.append(block.state_dict())
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.parametrize("kind", ["pca", "least_squares"])
+def test_a_fitted_block_is_no_wider_than_the_model(
+    kind: Initialisation, tiny_model: MakeModel
+) -> None:
+    model = tiny_model("gpt2")
+    wide = CompactSizes(2 * model.config.hidden_size, 2, 1, 32, POSITIONS)
+    calls = [block_calls(model, [1], torch.arange(1, 41).reshape(2, 20))[1]]
+    with pytest.raises(UserError, match="lower its width"):
+        replace_block(model, 1, wide, kind, seed=1, calls=calls)

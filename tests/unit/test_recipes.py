@@ -261,3 +261,12 @@ def test_a_head_is_a_whole_number_of_rotary_pairs(
     config = configs[family]
     wanted = {"gpt2": 1, "phi": 4, "gpt_neox": 8}.get(family, 2)
     assert head_grain(config) == wanted
+
+
+def test_a_size_that_a_recipe_does_not_have_is_refused(
+    configs: dict[str, PreTrainedConfig],
+) -> None:
+    with pytest.raises(UserError, match=r"no 'widht'; it has width, heads"):
+        resolve_sizes(configs["gpt2"], "paper", {"widht": 8})
+    with pytest.raises(UserError, match="recipe narrow has no 'width'"):
+        resolve_sizes(configs["gpt2"], "narrow", {"width": 8, "heads": 2, "mlp": 4})

@@ -228,3 +228,51 @@ def test_a_baseline_sees_the_tokens_of_all_steps(
     taught = teacher()
     tune(taught, teacher, blocks, listening, step=3, seed=3)
     assert not same(model, taught)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_the_warm_start_changes_no_number_of_tokens(
+    epochs: int, teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
+) -> None:
+    training = {**TRAINING, "epochs": epochs}
+    tokens = {
+        substitute_block(
+            teacher(),
+            teacher,
+            SIZES,
+            blocks,
+            spec(training=training, warm_start=share),
+            step=1,
+            seed=3,
+        ).history[-1]["tokens"]
+        for share in (0.0, 0.5)
+    }
+    assert tokens == {epochs * 12 * 16}
+
+
+def test_a_warm_start_must_leave_something(
+    teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
+) -> None:
+    with pytest.raises(UserError, match="leaves none for the whole model"):
+        substitute_block(teacher(), teacher, SIZES, blocks, spec(warm_start=0.99), step=1, seed=3)
+
+
+@pytest.mark.parametrize("sequences", [None, 12])
+def test_a_baseline_sees_the_text_of_a_reference_with_a_measured_order(
+    sequences: int | None, teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
+) -> None:
+    training = {**TRAINING, "sequences": sequences}
+    chain = [
+        substitute_block(
+            teacher(),
+            teacher,
+            SIZES,
+            blocks,
+            spec(block=None, validation=8, training=training),
+            step=step,
+            seed=3,
+        ).history[-1]["tokens"]
+        for step in (1, 2)
+    ]
+    seen = tune(teacher(), teacher, blocks, {"training": training, "validation": 8}, step=2, seed=3)
+    assert seen[-1]["tokens"] == sum(chain)

@@ -350,3 +350,18 @@ def test_recipe_best_fills_in_what_is_left_out() -> None:
     assert study.request("toy", "all")["recipe"] == "narrow"
     # All at once, nothing can be measured between the steps.
     assert study.order(ModelId("toy", "at_once", 3, 2)) == [1, 2]
+
+
+def test_a_student_keeps_the_defaults_of_what_its_objective_leaves_out() -> None:
+    objective = of({"arms.kd.objective": {"temperature": 2.0}}).baseline_spec(
+        ModelId("toy", "kd", 3, 2)
+    )["objective"]
+    assert (objective["next_token"], objective["kl"]) == (0.5, 0.5)
+    assert objective["temperature"] == 2.0
+
+
+def test_a_baseline_leaves_out_what_its_reference_leaves_out() -> None:
+    measured = of({"arms.iskd.order": "measured", "arms.iskd.validation": 7})
+    for arm in ("l1", "kd", "teacher_tuned"):
+        assert measured.baseline_spec(ModelId("toy", arm, 3, 2))["validation"] == 7
+    assert "validation" not in of({}).baseline_spec(ModelId("toy", "l1", 3, 2))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from iskd.errors import UserError
 from iskd.models import (
@@ -253,3 +253,22 @@ def test_norms_of_queries_and_keys_keep_the_heads_size(tiny_model: MakeModel) ->
     torch.testing.assert_close(same(IDS).logits, model(IDS).logits)
     fewer, _ = replace_block(model, 1, NarrowSizes(heads=1, mlp=7), "teacher", seed=1)
     assert fewer(IDS).logits.isfinite().all()
+
+
+def test_rotary_angles_made_for_one_head_size_are_refused() -> None:
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 16,
+            "long_factor": [2.0] * 16,
+            "original_max_position_embeddings": 32,
+        },
+    )
+    with pytest.raises(UserError, match="rope_type longrope"):
+        compact_config(config, [0])

@@ -285,3 +285,19 @@ def test_a_block_that_does_not_exist_is_a_users_mistake(index: int, tiny_model: 
 def test_sequences_longer_than_the_teacher_takes_are_a_users_mistake(tiny_model: MakeModel) -> None:
     with pytest.raises(UserError, match=r"takes 48 positions.* have 49"):
         warm_start(nn.Linear(2, 2), tiny_model("gpt2"), 1, random_blocks(1, 49), SETTINGS, seed=1)
+
+
+def test_every_epoch_sees_every_sequence(tiny_model: MakeModel) -> None:
+    teacher = tiny_model("gpt2")
+    _, block = replaced(teacher)
+    history = warm_start(block, teacher, 1, random_blocks(6), {**SETTINGS, "epochs": 3}, seed=1)
+    assert (history[-1]["step"], history[-1]["tokens"]) == (6, 3 * 6 * 10)
+
+
+def test_a_start_that_diverges_is_a_users_mistake(tiny_model: MakeModel) -> None:
+    teacher = tiny_model("gpt2")
+    _, block = replaced(teacher)
+    with torch.no_grad():
+        next(block.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="lower its learning_rate"):
+        warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from iskd.data.corpus import step_sequences
 from iskd.training.loop import fine_tune
-from iskd.training.steps import objective_of
+from iskd.training.steps import objective_of, without_validation
 
 
 def tune(
@@ -27,7 +27,7 @@ def tune(
         model: the model.
         teacher: gives the teacher, when the objective listens to it.
         blocks: the corpus's sequences, int (sequences, length).
-        spec: ``training``, and perhaps ``objective``.
+        spec: ``training``, and perhaps ``objective`` and ``validation``.
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
         new: modules that get the high learning rate.
@@ -35,6 +35,7 @@ def tune(
     Returns:
         the training curve
     """
+    blocks, _ = without_validation(blocks, spec)
     objective = spec.get("objective", {"next_token": 1.0, "kl": 0.0, "hidden": 0.0})
     listened = teacher() if objective["kl"] or objective["hidden"] else None
     return fine_tune(

@@ -45,7 +45,13 @@ def _type_of(spec: dict[str, Any]) -> str:
         "exclusiveMaximum": "below",
     }
     limits = [f"{words} {spec[key]:g}" for key, words in bounds.items() if key in spec]
-    names = {"integer": "whole number", "number": "number", "string": "text", "null": "null"}
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "null": "null",
+        "boolean": "true or false",
+    }
     return ", ".join([names.get(spec.get("type", ""), "text"), *limits])
 
 

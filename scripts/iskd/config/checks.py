@@ -4,12 +4,14 @@ from typing import NoReturn
 
 from iskd.config.schema import (
     Architecture,
+    Arm,
     BaselineArm,
     Compact,
     HeldoutTask,
     HubArm,
     HubTeacher,
     IskdArm,
+    KdArm,
     LayerDropArm,
     Objective,
     OneShotArm,
@@ -157,7 +159,16 @@ class Checks:
             self._fail(
                 f"{key}.initialisation", "teacher keeps heads and neurons: use recipe narrow"
             )
-        if narrow or compact.width is None or compact.heads is None:
+        if narrow or compact.width is None:
+            return
+        fitted = compact.initialisation in ("pca", "least_squares")
+        if fitted and shape is not None and compact.width > shape.width:
+            self._fail(
+                f"{key}.width",
+                f"{compact.width} is more than the model's {shape.width}, so "
+                f"{compact.initialisation} has no projection for it; lower it",
+            )
+        if compact.heads is None:
             return
         self._heads(f"{key}.heads", compact.width, compact.heads)
         # Only a fetched model may rotate another share of its heads than the family's own.
@@ -204,12 +215,24 @@ class Checks:
             self._fail(
                 f"arms.{name}.objective", "every weight is 0, so nothing is learnt; raise one"
             )
+        if objective is not None:
+            self._objective(f"arms.{name}.objective", objective, arm)
         if isinstance(arm, HubArm):
             self._reference_row(name, arm)
         if isinstance(arm, IskdArm | OneShotArm | TheseusArm):
             self._replacing(name, arm)
         if isinstance(arm, BaselineArm):
             self._baseline(name, arm)
+
+    def _objective(self, key: str, objective: Objective, arm: Arm) -> None:
+        if isinstance(arm, KdArm) and not objective.kl:
+            self._fail(f"{key}.kl", "a student that is distilled needs it; give it a weight")
+        if isinstance(arm, KdArm | LayerDropArm) and objective.hidden:
+            self._fail(
+                f"{key}.hidden",
+                f"method {arm.method} has fewer blocks than the teacher, whose states after each "
+                f"are compared; remove this key",
+            )
 
     def _reference_row(self, name: str, arm: HubArm) -> None:
         key = f"arms.{name}.teacher"
@@ -244,6 +267,14 @@ class Checks:
                     self._fail(
                         f"arms.{name}.steps",
                         f"step {step} does not exist; {teacher_name} has {step_count(teacher)}",
+                    )
+            if isinstance(arm, LayerDropArm) and arm.match == "steps":
+                last = max(arm.steps or [teacher.headline or step_count(teacher)])
+                if last >= block_count(teacher):
+                    self._fail(
+                        f"arms.{name}.match",
+                        f"steps would leave out all {last} blocks of {teacher_name}; use "
+                        f"parameters, or match an earlier step",
                     )
             if isinstance(arm, OneShotArm | TheseusArm):
                 self._known_order(f"arms.{name}.order", arm.order or teacher.order)

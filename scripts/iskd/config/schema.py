@@ -54,6 +54,7 @@ Share = Annotated[float, Field(ge=0, lt=1), _SCIENTIFIC]
 SplitShare = Annotated[float, Field(gt=0, lt=1), _SCIENTIFIC]
 Weight = Annotated[float, Field(ge=0, le=1), _SCIENTIFIC]
 AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False), _SCIENTIFIC]
+Temperature = Annotated[float, Field(gt=0, le=1000), _SCIENTIFIC]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _SCIENTIFIC]
 
 FamilyName = Literal["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
@@ -235,7 +236,9 @@ class Objective(Section):
     kl: NotNegative = Field(
         0.0, description="Weight of the forward KL divergence from the teacher's predictions."
     )
-    temperature: AboveZero = Field(1.0, description="Temperature of both sides of that divergence.")
+    temperature: Temperature = Field(
+        1.0, description="Temperature of both sides of that divergence."
+    )
     hidden: NotNegative = Field(
         0.0, description="Weight of the normalised squared distance to the teacher's hidden states."
     )
@@ -499,6 +502,9 @@ class L1Arm(BaselineArm):
     )
 
 
+_DISTILLED = {"next_token": 0.5, "kl": 0.5}
+
+
 class KdArm(BaselineArm):
     """A smaller student, trained with the teacher's predictions."""
 
@@ -509,9 +515,17 @@ class KdArm(BaselineArm):
         "many as the reference's size allows.",
     )
     objective: Objective = Field(
-        default_factory=lambda: Objective(next_token=0.5, kl=0.5),
-        description="What this arm is trained to do.",
+        default_factory=lambda: Objective(next_token=_DISTILLED["next_token"], kl=_DISTILLED["kl"]),
+        description="What this student is trained to do; left out, next_token and kl weigh 0.5.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _distilled(cls, arm: Any) -> Any:
+        """Keep the default of a key that is left out: a student without it is not distilled."""
+        if isinstance(arm, dict) and isinstance(arm.get("objective"), dict):
+            return {**arm, "objective": {**_DISTILLED, **arm["objective"]}}
+        return arm
 
 
 class LayerDropArm(BaselineArm):

@@ -287,6 +287,9 @@ class StudyPlan:
         matched = self.training(model.teacher, reference.arm)
         tokens = {key: matched[key] for key in ("epochs", "sequences")}
         spec: dict[str, Any] = {"training": self.training(model.teacher, model.arm) | tokens}
+        if self.order(reference) is None:
+            # The sequences that the reference's order is measured on, it does not train on.
+            spec["validation"] = self.study.arms[reference.arm].validation  # type: ignore[union-attr]
         if isinstance(arm, OneShotArm | TheseusArm):
             order = self.order(model)
             assert order is not None  # noqa: S101 - checked when the config was read

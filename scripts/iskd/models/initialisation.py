@@ -51,8 +51,14 @@ def initialise_compact(
         calls: what the teacher's block was handed and gave; for ``pca`` and ``least_squares``.
 
     Raises:
-        UserError: ``teacher``, which a block with projections cannot have.
+        UserError: ``teacher``, which a block with projections cannot have, or a fitted kind for a
+            block wider than the model.
     """
+    if kind in NEEDS_ACTIVATIONS and block.down.out_features > config.hidden_size:
+        raise UserError(
+            f"initialisation {kind}: a block {block.down.out_features} wide reads more than the "
+            f"{config.hidden_size} directions there are; lower its width"
+        )
     if kind == "teacher":
         raise UserError(
             "initialisation teacher keeps heads and neurons of the block: it needs recipe narrow"

@@ -67,6 +67,10 @@ def block_parameters(config: PreTrainedConfig, sizes: Sizes | None) -> int:
     return sum(parameter.numel() for parameter in block.parameters())
 
 
+_COMPACT_KEYS = ("width", "heads", "blocks", "mlp", "activation", "published")
+_NARROW_KEYS = ("heads", "mlp")
+
+
 def head_grain(config: PreTrainedConfig) -> int:
     """Give the number that an inner head size must be a multiple of.
 
@@ -105,6 +109,9 @@ def resolve_sizes(
         UserError: sizes that do not fit each other or the model, or a target out of reach.
     """
     given = {key: value for key, value in (sizes or {}).items() if value is not None}
+    known = _NARROW_KEYS if recipe == "narrow" else _COMPACT_KEYS
+    if unknown := sorted(set(given) - set(known)):
+        raise UserError(f"sizes: recipe {recipe} has no {unknown[0]!r}; it has {', '.join(known)}")
     budget = parameters
     if reduction is not None:
         budget = _budget(config, replaced, reduction)

@@ -19,6 +19,9 @@ from iskd.models.modeling.iskd_blocks import (
 )
 from iskd.models.recipes import Recipe, Sizes, resolve_sizes
 
+# One factor for each pair of a head's numbers.
+_SIZED_ROTARY = ("longrope",)
+
 
 def _changed_config(teacher: PreTrainedConfig, changed: ChangedBlocks) -> PreTrainedConfig:
     family = family_of(teacher)
@@ -45,6 +48,16 @@ def _check_indices(config: PreTrainedConfig, indices: Sequence[int]) -> None:
         raise UserError("the same block is named twice: a block can be replaced only once")
 
 
+def _check_rotary(config: PreTrainedConfig) -> None:
+    rope: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    if kind in _SIZED_ROTARY:
+        raise UserError(
+            f"rope_type {kind}: its factors belong to the model's own head size, so a smaller "
+            f"block cannot be made for it"
+        )
+
+
 def compact_config(
     config: PreTrainedConfig,
     blocks: Sequence[int],
@@ -67,10 +80,12 @@ def compact_config(
 
     Raises:
         UserError: a block that does not exist, twice the same block, one replaced already, sizes
-            that do not fit, a reduction out of reach, or a family that was not published.
+            that do not fit, a reduction out of reach, a family that was not published, or rotary
+            angles that no smaller head can have.
     """
     changed = ChangedBlocks.of(config)
     _check_indices(config, [*changed.compact, *blocks])
+    _check_rotary(config)
     narrow = {index: left for index, left in changed.narrow.items() if index not in blocks}
     if not isinstance(sizes, CompactSizes | NarrowSizes):
         # Narrow blocks that go now save nothing any more.

@@ -141,7 +141,8 @@ ABLATION_NOTE = (
     "Gap: held-out loss above the teacher's. Closed: share of the gap of {baseline} that is not "
     "there. ± is one standard deviation over seeds where there are several, otherwise one standard "
     "error over the task's items. Tokens and training FLOPs (forward, backward and the teacher's) "
-    "are what was spent since the teacher; FLOPs/token are those of a forward pass."
+    "are what was spent since the teacher, but for looking for a measured order and fitting a "
+    "start; FLOPs/token are those of a forward pass."
 )
 """What the columns of `ablation_table` mean, with the baseline's name to fill in."""
 

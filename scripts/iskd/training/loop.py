@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -29,6 +30,8 @@ log = logging.getLogger("iskd.training")
 
 # How many times a run reports to its log and its history: enough for a curve, few enough to read.
 REPORTS = 50
+
+_LOWER = "the training has diverged, lower its learning_rate"
 
 # Called before each optimiser step with its number (from 0) and the number of steps. What it gives
 # says which variant of the model the step runs: FLOPs are counted once for each.
@@ -118,6 +121,7 @@ class _Reporter(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         done = state.global_step
+        check_finite(logs["loss"], done, state.max_steps)
         left = (time.monotonic() - self.started) / done * (state.max_steps - done)
         self.history.append(
             {
@@ -143,6 +147,16 @@ def make_deterministic(seed: int) -> None:
     """Seed torch and ask for algorithms with a fixed order of summation."""
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
+
+
+def check_finite(loss: float, step: int, steps: int) -> None:
+    """Check that a run has not diverged.
+
+    Raises:
+        UserError: its loss is infinite or no number.
+    """
+    if not math.isfinite(loss):
+        raise UserError(f"step {step} of {steps}: the loss is {loss}, no number; {_LOWER}")
 
 
 def check_length(model: PreTrainedModel, blocks: torch.Tensor) -> None:
@@ -189,7 +203,7 @@ def fine_tune(
         proportional to)
 
     Raises:
-        UserError: the sequences are longer than the model takes.
+        UserError: the sequences are longer than the model takes, or the training diverges.
     """
     check_length(model, blocks)
     seed %= 2**32  # numpy, which the Trainer seeds too, takes no more
@@ -233,6 +247,8 @@ def fine_tune(
             seed=seed,
             data_seed=seed,
             logging_steps=max(1, steps // REPORTS),
+            # The Trainer would report the loss of a run that has diverged as 0.
+            logging_nan_inf_filter=False,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -255,6 +271,8 @@ def fine_tune(
         trainer.objective = objective
         trainer.remove_callback(_printer())
         trainer.train()
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise UserError(f"after {steps} steps the weights are no numbers; {_LOWER}")
     model.eval()
     return history
 

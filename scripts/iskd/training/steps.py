@@ -56,6 +56,31 @@ def objective_of(
     )
 
 
+def without_validation(
+    blocks: torch.Tensor, spec: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Part what is trained on from what a measured order is measured on.
+
+    The sequences that decide on the order are not trained on, nor are they by a baseline that
+    shall see the tokens of such an arm.
+
+    Args:
+        blocks: the corpus's sequences, int (sequences, length).
+        spec: ``validation`` says how many are set aside, from the end; left out, none.
+
+    Raises:
+        UserError: nothing is left to train on.
+    """
+    count = spec.get("validation", 0)
+    if count >= len(blocks):
+        raise UserError(
+            f"validation takes {count} sequences, the corpus has {len(blocks)}; lower validation "
+            f"or give more text"
+        )
+    kept = len(blocks) - count
+    return blocks[:kept], blocks[kept:]
+
+
 def substitute_block(
     previous: PreTrainedModel,
     teacher: Callable[[], PreTrainedModel],
@@ -79,15 +104,7 @@ def substitute_block(
     """
     own_seed = seed * 1000 + step
     facts: dict[str, Any] = {}
-    if spec["block"] is None:
-        # These sequences decide on the order, so this arm does not train on them.
-        count = spec["validation"]
-        if count >= len(blocks):
-            raise UserError(
-                f"validation takes {count} sequences, the corpus has {len(blocks)}; lower "
-                f"validation or give more text"
-            )
-        blocks, validation = blocks[:-count], blocks[-count:]
+    blocks, validation = without_validation(blocks, spec)
     sequences = step_sequences(
         blocks, spec["training"]["sequences"], seed=seed, first=step, last=step
     )
@@ -142,6 +159,7 @@ def substitute_at_once(
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
     """
+    blocks, _ = without_validation(blocks, spec)
     sequences = step_sequences(blocks, spec["training"]["sequences"], seed=seed, first=1, last=step)
     whole, indices = teacher(), spec["replaced"]
     calls = _calls(teacher, indices, sequences, spec)
@@ -202,6 +220,11 @@ def _calls(
 
 def _share(sequences: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
     count = round(share * len(sequences))
+    if count >= len(sequences):
+        raise UserError(
+            f"warm_start {share:g} takes all {len(sequences)} sequences of the step and leaves "
+            f"none for the whole model; lower it"
+        )
     return sequences[:count], sequences[count:]
 
 

@@ -15,7 +15,7 @@ from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import BlockCall, block_calls, first_tensor
 from iskd.training.flops import count_flops
-from iskd.training.loop import REPORTS, check_length, make_deterministic
+from iskd.training.loop import REPORTS, check_finite, check_length, make_deterministic
 from iskd.training.optimizer import make_optimizer, parameter_groups
 
 log = logging.getLogger("iskd.training")
@@ -46,9 +46,9 @@ def warm_start(
         teacher: the model whose block is learnt; left as it was but for its device, which
             becomes the new block's.
         index: which of the teacher's blocks.
-        blocks: token sequences, int (sequences, length); each is seen once.
-        settings: a ``Training`` section of the config, as a dict. Of it batch size, the high
-            learning rate, optimiser, weight decay, beta2, clip and precision count.
+        blocks: token sequences, int (sequences, length).
+        settings: a ``Training`` section of the config, as a dict. Of it epochs, batch size, the
+            high learning rate, optimiser, weight decay, beta2, clip and precision count.
         seed: seed of the data's order and of dropout.
 
     Returns:
@@ -56,7 +56,8 @@ def warm_start(
         since the row before), learning rate, FLOPs so far
 
     Raises:
-        UserError: the teacher has no such block, or takes no sequences so long.
+        UserError: the teacher has no such block or takes no sequences so long, or the training
+            diverges.
     """
     check_length(teacher, blocks)
     whole = family_of(teacher.config).blocks(teacher)
@@ -79,8 +80,8 @@ def warm_start(
         ),
         beta2=settings["beta2"],
     )
-    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
-    steps = -(-len(blocks) // size)
+    batches = _batches(len(blocks), size, settings["epochs"], seed)
+    steps = len(batches)
     autocast = settings["precision"] == "bfloat16"
     modes = [(module, module.training) for module in (*teacher.modules(), *block.modules())]
     teacher.eval()
@@ -99,12 +100,10 @@ def warm_start(
         return error / moved
 
     history: list[dict[str, Any]] = []
-    started, flops, recent = time.monotonic(), 0, []
+    started, flops, seen, recent = time.monotonic(), 0, 0, []
     try:
         per_sequence = count_flops(lambda: loss_of(blocks[:1]), trained)
-        for step, (batch, factor) in enumerate(
-            zip(order.split(size), _factors(steps), strict=True), 1
-        ):
+        for step, (batch, factor) in enumerate(zip(batches, _factors(steps), strict=True), 1):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.zero_grad()
@@ -114,32 +113,40 @@ def warm_start(
                 nn.utils.clip_grad_norm_(trained, settings["clip"])
             optimizer.step()
             flops += per_sequence * len(batch)
+            seen += len(batch)
             recent.append(loss.detach())
             if step % max(1, steps // REPORTS) == 0 or step == steps:
                 history.append(
                     {
                         "phase": "warm_start",
                         "step": step,
-                        "tokens": min(step * size, len(blocks)) * blocks.shape[1],
+                        "tokens": seen * blocks.shape[1],
                         "loss": torch.stack(recent).mean().item(),
                         "learning_rate": rate * factor,
                         "flops": flops,
                     }
                 )
+                check_finite(history[-1]["loss"], step, steps)
                 recent.clear()
-                left = (time.monotonic() - started) / step * (steps - step)
                 log.info(
                     "warm start, step %d of %d, loss %.4f, about %.0f s left",
                     step,
                     steps,
                     history[-1]["loss"],
-                    left,
+                    (time.monotonic() - started) / step * (steps - step),
                 )
     finally:
         optimizer.zero_grad()
         for module, training in modes:
             module.training = training
     return history
+
+
+def _batches(count: int, size: int, epochs: int, seed: int) -> list[torch.Tensor]:
+    """Draw which sequences each step sees: all in every epoch, each time in a new order."""
+    draw = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(count, generator=draw) for _ in range(epochs)]
+    return [batch for order in orders for batch in order.split(size)]
 
 
 def _factors(steps: int) -> Iterator[float]:
