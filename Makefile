@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-study lint lock docs clean
+.PHONY: demo test test-study test-chaos lint lock docs clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -20,6 +20,9 @@ test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smalle
 
 test-study: $(STAMP)  ## run the embedded study twice, once without any network, and check it
 	$(BIN)/pytest tests/integration
+
+test-chaos: $(STAMP)  ## kill the smallest study fifty times at random moments: same bytes
+	OMP_NUM_THREADS=1 ISKD_KILLS=50 $(BIN)/pytest -s tests/workflow/test_tiny_study.py -k killed
 
 lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
 	$(BIN)/ruff format --check scripts tests

@@ -32,6 +32,7 @@ with run_rule(snakemake) as job:
         spec,
         step=step,
         seed=job.seed,
+        work=job.work,
         new=[model],
     )
     save_model(model, load_tokenizer(job.folder("teacher")), job.out)

@@ -31,6 +31,7 @@ with run_rule(snakemake) as job:
         spec,
         step=step,
         seed=job.seed,
+        work=job.work,
     )
     save_model(model, load_tokenizer(job.folder("teacher")), job.out)
     write_history(history, job.out / "history.jsonl")

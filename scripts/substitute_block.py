@@ -24,6 +24,7 @@ with run_rule(snakemake) as job:
         job.params["spec"],
         step=int(job.wildcards["step"]),
         seed=job.seed,
+        work=job.work,
     )
     save_model(done.model, load_tokenizer(job.folder("previous")), job.out)
     write_history(done.history, job.out / "history.jsonl")

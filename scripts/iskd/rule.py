@@ -23,6 +23,7 @@ from typing import Any
 
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, publish, staging_folder, write_text
+from iskd.training.state import EXIT_AGAIN, Interrupted, WorkFolder
 
 LOCK = Path(__file__).resolve().parents[2] / "envs" / "requirements.lock"
 
@@ -37,8 +38,9 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "
 class Job:
     """One run of one rule, as its script sees it.
 
-    ``out`` is the folder to write into; ``inputs`` maps names to paths (or lists of paths);
-    ``summary`` takes the numbers that shall stand in the manifest.
+    ``out`` is the folder to write into; ``work`` keeps what must survive being killed;
+    ``inputs`` maps names to paths (or lists of paths); ``summary`` takes the numbers that shall
+    stand in the manifest.
     """
 
     rule: str
@@ -49,6 +51,7 @@ class Job:
     wildcards: dict[str, str]
     out: Path
     log: logging.Logger
+    work: WorkFolder
     summary: dict[str, Any] = field(default_factory=dict)
 
     def folder(self, name: str) -> Path:
@@ -175,45 +178,57 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
     log = _open_log(log_path)
     folder = Path(snakemake.output.manifest).parent
     params = dict(snakemake.params.items())
-    draft = staging_folder(folder)
-    job = Job(
-        rule=snakemake.rule,
-        params=params,
-        seed=int(params.get("seed", 0)),
-        threads=threads,
-        inputs=dict(snakemake.input.items()),
-        wildcards=dict(snakemake.wildcards.items()),
-        out=draft,
-        log=log,
-    )
     try:
-        digests = _input_digests(job.inputs)
-        yield job
         asked = {
-            "rule": job.rule,
-            "wildcards": job.wildcards,
+            "rule": snakemake.rule,
+            "wildcards": dict(snakemake.wildcards.items()),
             "parameters": {k: v for k, v in params.items() if k not in _TRACKING},
             "seed": params.get("seed"),
-            "inputs": digests,
+            "inputs": _input_digests(dict(snakemake.input.items())),
             "code": params["code"],
             "lock": file_digest(LOCK),
         }
-        missing = [
-            Path(o).name
-            for o in snakemake.output
-            if Path(o).name not in (MANIFEST, RUN) and not (draft / Path(o).name).exists()
-        ]
-        if missing:
-            raise RuntimeError(f"the script did not write {', '.join(missing)}")
-        publish(draft, folder, asked=asked, summary=job.summary, run=_how(started, threads))
-        _place_copies(folder, [Path(o) for o in snakemake.output])
+        work = WorkFolder.beside(folder, asked)
+        with work.locked():
+            draft = staging_folder(folder)
+            job = Job(
+                rule=snakemake.rule,
+                params=params,
+                seed=int(params.get("seed", 0)),
+                threads=threads,
+                inputs=dict(snakemake.input.items()),
+                wildcards=dict(snakemake.wildcards.items()),
+                out=draft,
+                log=log,
+                work=work,
+            )
+            try:
+                yield job
+                _check_outputs(snakemake.output, draft)
+                run = _how(started, threads) | {"resumed_after_steps": work.resumed}
+                publish(draft, folder, asked=asked, summary=job.summary, run=run)
+                _place_copies(folder, [Path(o) for o in snakemake.output])
+                work.remove()
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
         log.info("published %s after %.1f s", folder.as_posix(), time.time() - started)
     except UserError as error:
-        log.error("%s: %s", job.rule, error)
-        sys.exit(f"{job.rule}: {error}")
+        log.error("%s: %s", snakemake.rule, error)
+        sys.exit(f"{snakemake.rule}: {error}")
+    except Interrupted as stop:
+        log.warning("%s: %s; call snakemake again to go on", snakemake.rule, stop)
+        sys.exit(EXIT_AGAIN)
     except Exception as error:
-        log.exception("%s failed", job.rule)
+        log.exception("%s failed", snakemake.rule)
         where = f"; the traceback is in {log_path}" if log_path else ""
-        sys.exit(f"{job.rule} failed: {type(error).__name__}: {error}{where}")
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        sys.exit(f"{snakemake.rule} failed: {type(error).__name__}: {error}{where}")
+
+
+def _check_outputs(outputs: Any, draft: Path) -> None:
+    missing = [
+        Path(o).name
+        for o in outputs
+        if Path(o).name not in (MANIFEST, RUN) and not (draft / Path(o).name).exists()
+    ]
+    if missing:
+        raise RuntimeError(f"the script did not write {', '.join(missing)}")

@@ -97,7 +97,7 @@ def test_every_file_is_on_disk_before_the_folder_is_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: set[str] = set()
-    real = artifact._flush
+    real = artifact.flush
 
     def watched(path: Path) -> None:
         flushed.add(path.name)
@@ -110,7 +110,7 @@ def test_every_file_is_on_disk_before_the_folder_is_moved(
             assert {"b.txt", "a.bin", f".{MANIFEST}.partial", ".art.partial", "sub"} <= flushed
         return rename(self, target)
 
-    monkeypatch.setattr(artifact, "_flush", watched)
+    monkeypatch.setattr(artifact, "flush", watched)
     monkeypatch.setattr(Path, "rename", moved)
     build(tmp_path / "art")
     assert tmp_path.name in flushed

@@ -14,6 +14,7 @@ import pytest
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
 from iskd.rule import LOCK, run_rule
+from iskd.training.state import EXIT_AGAIN, Interrupted
 
 
 class Named(list[Any]):
@@ -300,3 +301,21 @@ def test_a_parameter_that_json_lacks_is_a_failure_not_a_half_artifact() -> None:
 def test_without_a_log_file_the_log_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     work(rule(log=None))
     assert "half way" in capsys.readouterr().err
+
+
+def test_a_job_that_was_asked_to_stop_publishes_nothing_and_asks_for_another_call() -> None:
+    def stopped() -> None:
+        with run_rule(rule()) as job:
+            (job.out / "a.txt").write_text("half")
+            (job.work.path / "a state").mkdir()
+            raise Interrupted("SIGTERM after step 3 of 9; its state is kept")
+
+    with pytest.raises(SystemExit) as stop:
+        stopped()
+    assert stop.value.code == EXIT_AGAIN
+    assert not Path("results/make").exists()
+    assert Path("results/.make.work/a state").is_dir()
+    assert "call snakemake again" in Path("results/logs/make.log").read_text()
+    work(rule(), "whole")
+    assert Path("results/make/a.txt").read_text() == "whole"
+    assert not Path("results/.make.work").exists()

@@ -4,8 +4,11 @@ The first run has no network at all. All tests here share the two runs.
 """
 
 import json
+import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +76,65 @@ def test_two_folders_give_the_same_bytes(first: Clone, second: Clone) -> None:
     assert set(ours) == set(theirs)
     different = [n for n in ours if ours[n] != theirs[n] and not told_apart.search(n)]
     assert different == []
+
+
+# `make test-chaos` asks for more of them.
+KILLS = int(os.environ.get("ISKD_KILLS", "4"))
+
+
+def run_until_killed(clone: Clone, seconds: float) -> bool:
+    """Start the study and kill it with all its jobs after a while; say whether it had ended."""
+    clone.snakemake("--unlock", *TINY)
+    with subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *TINY],
+        cwd=clone.folder,
+        env={**os.environ, "ISKD_STATE_SECONDS": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as running:
+        try:
+            assert running.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            return False
+    return True
+
+
+def check_as_undisturbed(clone: Clone, first: Clone) -> None:
+    told_apart = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
+    ours, theirs = clone.files("results/tiny"), first.files("results/tiny")
+    assert {n for n in ours if not told_apart.search(n)} == {
+        n for n in theirs if not told_apart.search(n)
+    }
+    assert [n for n in ours if not told_apart.search(n) and ours[n] != theirs[n]] == []
+
+
+def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bytes(
+    first: Clone, clone_at: Callable[[str], Clone]
+) -> None:
+    """Every file is the undisturbed study's, whatever moment the kills hit: all but logs."""
+    clone, draw = clone_at("killed"), random.Random(17)
+    kills, resumed = 0, 0
+    while kills < KILLS:
+        ended = run_until_killed(clone, draw.uniform(3.0, 12.0))
+        kills += not ended
+        if ended:
+            # Faster than the schedule: once more from the start.
+            check_as_undisturbed(clone, first)
+            resumed += count_resumed(clone)
+            shutil.rmtree(clone.folder / "results")
+    clone.snakemake("--unlock", *TINY)
+    done = clone.snakemake(*TINY)
+    assert done.returncode == 0, done.stderr[-4000:]
+    check_as_undisturbed(clone, first)
+    resumed += count_resumed(clone)
+    print(f"{kills} kills, {resumed} resumed trainings")
+
+
+def count_resumed(clone: Clone) -> int:
+    runs = (clone.folder / "results/tiny").rglob("run.json")
+    return sum(len(json.loads(file.read_text())["resumed_after_steps"]) for file in runs)
 
 
 def test_finished_study_has_nothing_to_do(first: Clone) -> None:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from iskd.data.corpus import step_sequences
 from iskd.training.loop import fine_tune
+from iskd.training.state import WorkFolder
 from iskd.training.steps import objective_of, without_validation
 
 
@@ -20,6 +21,7 @@ def tune(
     step: int,
     seed: int,
     new: Collection[nn.Module] = (),
+    work: WorkFolder | None = None,
 ) -> list[dict[str, Any]]:
     """Train a baseline's model, in place, on the sequences of the steps 1 to ``step`` at once.
 
@@ -31,6 +33,7 @@ def tune(
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
         new: modules that get the high learning rate.
+        work: where the states of the run are kept.
 
     Returns:
         the training curve
@@ -45,4 +48,5 @@ def tune(
         seed=seed,
         new=new,
         objective=objective_of(objective, listened),
+        work=work,
     )

@@ -29,7 +29,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or a folder's entries, written to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file's content: after a crash it holds the old text or the new."""
     draft = path.with_name(f".{path.name}.partial")
     draft.write_text(text, encoding="utf-8")
-    _flush(draft)
+    flush(draft)
     draft.replace(path)
 
 
@@ -76,21 +77,21 @@ def publish(
         for f in files
     }
     for file in files:
-        _flush(file)
+        flush(file)
     write_text(draft / RUN, canonical_json(run))
     write_text(
         draft / MANIFEST,
         canonical_json({"asked": asked, "produced": {"files": produced, "summary": summary}}),
     )
     for place in [draft, *(d for d in draft.rglob("*") if d.is_dir())]:
-        _flush(place)
+        flush(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
     draft.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from iskd.errors import UserError
 from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import make_optimizer, parameter_groups
+from iskd.training.resuming import StateKeeper, read_curve, states_of
+from iskd.training.state import Interrupted, StopRequest, WorkFolder
 
 log = logging.getLogger("iskd.training")
 
@@ -55,6 +58,7 @@ class _ObjectiveTrainer(Trainer):
     """The library's Trainer with one of our objectives as the loss."""
 
     objective: Objective = staticmethod(next_token_loss)
+    losses: list[torch.Tensor]
 
     def compute_loss(
         self,
@@ -65,7 +69,9 @@ class _ObjectiveTrainer(Trainer):
     ) -> torch.Tensor:
         """Give the objective's loss; every sequence has the same length, so the mean is exact."""
         del return_outputs, num_items_in_batch
-        return self.objective(model, inputs)
+        loss = self.objective(model, inputs)
+        self.losses.append(loss.detach())
+        return loss
 
 
 class _Reporter(TrainerCallback):
@@ -86,6 +92,9 @@ class _Reporter(TrainerCallback):
         self.count = count
         self.on_step = on_step
         self.flops = 0
+        # Since the last report. The Trainer's own sum is lost when a run is resumed.
+        self.losses: list[torch.Tensor] = []
+        self.resumed = 0
         self.per_sequence: dict[Hashable, int] = {}
         self.started = time.monotonic()
 
@@ -121,21 +130,34 @@ class _Reporter(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         done = state.global_step
-        check_finite(logs["loss"], done, state.max_steps)
-        left = (time.monotonic() - self.started) / done * (state.max_steps - done)
+        loss = sum(loss.item() for loss in self.losses) / len(self.losses)
+        self.losses.clear()
+        check_finite(loss, done, state.max_steps)
+        here = time.monotonic() - self.started
+        left = here / max(1, done - self.resumed) * (state.max_steps - done)
         self.history.append(
             {
                 "phase": "joint",
                 "step": done,
                 "tokens": self.seen(done) * self.length,
-                "loss": float(logs["loss"]),
+                "loss": loss,
                 "learning_rate": float(logs["learning_rate"]),
                 "flops": self.flops,
             }
         )
-        log.info(
-            "step %d of %d, loss %.4f, about %.0f s left", done, state.max_steps, logs["loss"], left
-        )
+        log.info("step %d of %d, loss %.4f, about %.0f s left", done, state.max_steps, loss, left)
+
+    def curve(self) -> dict[str, Any]:
+        """Give what a resumed run needs to end with the same curve."""
+        losses = [loss.item() for loss in self.losses]
+        return {"history": self.history, "flops": self.flops, "losses": losses}
+
+    def carry_on(self, curve: dict[str, Any], step: int) -> None:
+        """Take over the curve of the run that is resumed after a step."""
+        self.history[:] = curve["history"]
+        self.flops = curve["flops"]
+        self.losses[:] = [torch.tensor(loss) for loss in curve["losses"]]
+        self.resumed = step
 
     def seen(self, steps: int) -> int:
         """Count the sequences of so many steps; an epoch's last batch may be a short one."""
@@ -182,8 +204,12 @@ def fine_tune(
     objective: Objective = next_token_loss,
     groups: list[dict[str, Any]] | None = None,
     on_step: OnStep | None = None,
+    work: WorkFolder | None = None,
 ) -> list[dict[str, Any]]:
     """Train a model in place.
+
+    With a work folder, a run that was killed goes on from its newest state and ends with the same
+    bits as one that was not.
 
     Args:
         model: the model; its parameters stay float32, bfloat16 precision is autocast.
@@ -194,7 +220,9 @@ def fine_tune(
         objective: the loss.
         groups: the optimiser's parameter groups, in place of those that ``new`` makes; the
             learning rate reported is the first one's.
-        on_step: called before each optimiser step, the first one included.
+        on_step: called before each optimiser step, the first one included. What it does must
+            follow from its arguments alone.
+        work: where the states of the run are kept, if it is to survive being killed.
 
     Returns:
         the training curve, its last row at the last step: optimiser step, tokens seen, loss (mean
@@ -204,6 +232,7 @@ def fine_tune(
 
     Raises:
         UserError: the sequences are longer than the model takes, or the training diverges.
+        Interrupted: the process was asked to stop; the state is saved.
     """
     check_length(model, blocks)
     seed %= 2**32  # numpy, which the Trainer seeds too, takes no more
@@ -235,9 +264,13 @@ def fine_tune(
 
     history: list[dict[str, Any]] = []
     reporter = _Reporter(history, blocks, settings["batch_size"], count=count, on_step=on_step)
-    with tempfile.TemporaryDirectory() as scratch:
+    stop = StopRequest()
+    listening = nullcontext() if work is None else stop.listening()
+    with tempfile.TemporaryDirectory() as scratch, listening:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        states = states_of(work, device) if work is not None else None
         args = TrainingArguments(
-            output_dir=scratch,
+            output_dir=scratch if states is None else str(states.path),
             num_train_epochs=settings["epochs"],
             per_device_train_batch_size=settings["batch_size"],
             lr_scheduler_type=_SCHEDULES[settings["schedule"]],
@@ -269,8 +302,22 @@ def fine_tune(
             callbacks=[reporter],
         )
         trainer.objective = objective
+        trainer.losses = reporter.losses
         trainer.remove_callback(_printer())
-        trainer.train()
+        newest = None
+        if states is not None and work is not None:
+            trainer.add_callback(StateKeeper(states, stop, reporter.curve))
+            newest = states.newest()
+            if newest is not None:
+                done = int(newest.name.removeprefix("checkpoint-"))
+                reporter.carry_on(read_curve(newest), done)
+                work.resumed.append(done)
+                log.info("resumed after step %d of %d", done, steps)
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        if trainer.state.global_step < steps:
+            raise Interrupted(
+                f"{stop.asked} after step {trainer.state.global_step} of {steps}; its state is kept"
+            )
     if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
         raise UserError(f"after {steps} steps the weights are no numbers; {_LOWER}")
     model.eval()

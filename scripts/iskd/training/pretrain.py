@@ -7,10 +7,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.training.loop import fine_tune
+from iskd.training.state import WorkFolder
 
 
 def pretrain(
-    blocks: torch.Tensor, tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]
+    blocks: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    spec: dict[str, Any],
+    *,
+    work: WorkFolder | None = None,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """Train a decoder of the asked shape with AdamW.
 
@@ -18,6 +23,7 @@ def pretrain(
         blocks: token sequences, int (sequences, length).
         tokenizer: the tokenizer they were made with.
         spec: family, ``TeacherArchitecture`` and ``Pretraining`` sections of the config.
+        work: where the states of the run are kept.
 
     Returns:
         the teacher, and its training curve
@@ -39,5 +45,6 @@ def pretrain(
         blocks,
         {**settings, "optimizer": "adamw", "learning_rate": {"compact": rate, "rest": rate}},
         seed=settings["seed"],
+        work=work,
     )
     return model, history

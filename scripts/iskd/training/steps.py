@@ -20,6 +20,7 @@ from iskd.models.substitution import replace_block, replace_blocks
 from iskd.training.loop import fine_tune, joined
 from iskd.training.objectives import Objective, make_objective, next_token_loss
 from iskd.training.optimizer import published_groups
+from iskd.training.state import WorkFolder
 from iskd.training.theseus import StochasticBlocks
 from iskd.training.warm_start import warm_start
 
@@ -90,6 +91,7 @@ def substitute_block(
     *,
     step: int,
     seed: int,
+    work: WorkFolder | None = None,
 ) -> Outcome:
     """Replace one block and fine-tune the whole model: one step of ISKD.
 
@@ -101,6 +103,7 @@ def substitute_block(
         spec: what ``StudyPlan.substitution_spec`` gave.
         step: number of the step, from 1.
         seed: seed of the run; each step draws numbers of its own.
+        work: where the states of the fine-tuning are kept.
     """
     own_seed = seed * 1000 + step
     facts: dict[str, Any] = {}
@@ -132,6 +135,7 @@ def substitute_block(
             spec["objective"], _listened(teacher, spec["objective"]), mask=published
         ),
         groups=_published_groups(model, index, spec["training"]) if published else None,
+        work=work,
     )
     facts |= {"block": index, "parameters": model.num_parameters()}
     return Outcome(model, joined(warm, history), facts)
@@ -145,6 +149,7 @@ def substitute_at_once(
     *,
     step: int,
     seed: int,
+    work: WorkFolder | None = None,
 ) -> Outcome:
     """Replace all blocks at once, then fine-tune on the tokens of as many steps.
 
@@ -158,6 +163,7 @@ def substitute_at_once(
         spec: what ``StudyPlan.baseline_spec`` gave.
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
+        work: where the states of the fine-tuning are kept.
     """
     blocks, _ = without_validation(blocks, spec)
     sequences = step_sequences(blocks, spec["training"]["sequences"], seed=seed, first=1, last=step)
@@ -185,6 +191,7 @@ def substitute_at_once(
             new=list(new.values()),
             objective=objective,
             on_step=on_step,
+            work=work,
         )
 
     if "curriculum" in spec:

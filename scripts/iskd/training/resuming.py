@@ -1,0 +1,85 @@
+"""Save the state of a training now and then, and when it is asked to stop."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from iskd.provenance.artifact import canonical_json
+from iskd.training.state import RunStates, StopRequest, WorkFolder, state_seconds
+
+log = logging.getLogger("iskd.training")
+
+_CURVE = "curve.json"
+
+
+def states_of(work: WorkFolder, device: torch.device) -> RunStates:
+    """Open the states of a run that trains here: its bits depend on device and threads too."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return work.run(
+        device=name,
+        threads=torch.get_num_threads(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        torch=torch.__version__,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+
+
+class StateKeeper(TrainerCallback):
+    """Have the Trainer save its state, and vouch for what it saved.
+
+    Saving changes no bit of the run: the Trainer keeps the order of its data and all random
+    states. A request to stop is honoured at the end of the optimiser step, when they belong
+    together (a state saved before it holds numbers that were drawn already).
+
+    Args:
+        states: where they lie.
+        stop: whether somebody wants this process to end.
+        curve: gives what else has to survive, as JSON's types.
+    """
+
+    def __init__(
+        self, states: RunStates, stop: StopRequest, curve: Callable[[], dict[str, Any]]
+    ) -> None:
+        self.states = states
+        self.stop = stop
+        self.curve = curve
+        self.every = state_seconds()
+        self.saved = time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for a state when it is time for one."""
+        del args, kwargs
+        if state.global_step == state.max_steps:
+            return  # what follows is publishing
+        if self.stop:
+            log.info("%s: saving the state of step %d", self.stop.asked, state.global_step)
+            control.should_training_stop = True
+        if self.stop or time.monotonic() - self.saved >= self.every:
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Complete the state that the Trainer has written."""
+        del control, kwargs
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        (folder / _CURVE).write_text(canonical_json(self.curve()), encoding="utf-8")
+        # A pickle that nothing reads, and that holds this machine's paths.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        self.states.commit(state.global_step)
+        self.saved = time.monotonic()
+
+
+def read_curve(state: Path) -> dict[str, Any]:
+    """Read what :class:`StateKeeper` had kept besides the Trainer's own state."""
+    curve: dict[str, Any] = json.loads((state / _CURVE).read_text(encoding="utf-8"))
+    return curve

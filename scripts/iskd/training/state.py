@@ -1,0 +1,221 @@
+"""What a killed run left behind: states of its training, and whether they can be trusted.
+
+States lie in a work folder beside the artifact, which Snakemake does not know of and therefore does
+not delete. Inside, each run has a folder of its own, named by a digest of all that defines it. A
+state counts once its manifest lies in it, which is written last; one that does not verify is moved
+aside and never used.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from iskd.errors import UserError
+from iskd.provenance.artifact import MANIFEST, canonical_json, file_digest, flush, write_text
+
+log = logging.getLogger("iskd.training")
+
+# Leaves a shell script, and Snakemake's retries, the choice: try again later (sysexits.h).
+EXIT_AGAIN = 75
+STATE_SECONDS = "ISKD_STATE_SECONDS"
+"""Environment variable: seconds of training between two states; 600 where it is not set."""
+
+_KEPT = 2
+_LOCK = "lock"
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: it goes on later
+    """A run was asked to stop, saved its state and is to be called again."""
+
+
+def state_seconds() -> float:
+    """Read how much time passes between two states.
+
+    Raises:
+        UserError: the environment variable does not hold a number.
+    """
+    given = os.environ.get(STATE_SECONDS, "600")
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"{STATE_SECONDS}: {given!r} is no number of seconds") from None
+
+
+class StopRequest:
+    """Whether somebody has asked this process to stop: SIGTERM, or SIGUSR1 before a time limit."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.asked is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.asked = signal.Signals(number).name
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Take note of the signals, in place of dying of them, as long as this is open."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # only the main thread may set handlers
+            return
+        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class WorkFolder:
+    """The states of the runs that make one artifact.
+
+    Args:
+        path: the work folder, beside the artifact.
+        asked: what defines the artifact, as its manifest will say.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any]) -> None:
+        self.path = path
+        self.asked = asked
+        self.resumed: list[int] = []
+
+    @classmethod
+    def beside(cls, artifact: Path, asked: dict[str, Any]) -> "WorkFolder":
+        """Give the work folder of an artifact's folder."""
+        return cls(artifact.with_name(f".{artifact.name}.work"), asked)
+
+    def run(self, **how: Any) -> "RunStates":
+        """Open the states of one run.
+
+        Args:
+            how: what else its bits depend on, such as device and threads.
+        """
+        digest = hashlib.sha256(canonical_json({"asked": self.asked, "how": how}).encode())
+        return RunStates(self, digest.hexdigest())
+
+    def remove(self) -> None:
+        """Delete the folder: the artifact is published."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @contextmanager
+    def locked(self, patience: float = 600.0) -> Iterator[None]:
+        """Keep every other process off the artifact as long as this is open.
+
+        A job that was preempted may still be saving its state when its successor starts, so it is
+        waited for. The lock is POSIX's (fcntl), which goes with its process and works over NFS.
+
+        Args:
+            patience: seconds to wait.
+
+        Raises:
+            Interrupted: it is still held after that.
+        """
+        until = time.monotonic() + patience
+        told = False
+        while (descriptor := self._take()) is None:
+            if time.monotonic() > until:
+                raise Interrupted(f"another job still works on {self.path.name}, whose lock it has")
+            if not told:
+                log.info("another job works on this artifact; waiting for its end")
+                told = True
+            time.sleep(min(1.0, patience / 10))
+        try:
+            yield
+        finally:
+            if {entry.name for entry in self.path.glob("*")} <= {_LOCK}:
+                self.remove()
+            os.close(descriptor)
+
+    def _take(self) -> int | None:
+        """Try to take the lock; the open file holds it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / _LOCK
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have deleted the file between our two calls.
+            if os.fstat(descriptor).st_ino == file.stat().st_ino:
+                return descriptor
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            pass
+        os.close(descriptor)
+        return None
+
+
+class RunStates:
+    """The states of one run: folders ``checkpoint-N`` as transformers' Trainer writes them."""
+
+    def __init__(self, work: WorkFolder, digest: str) -> None:
+        self.work = work
+        self.digest = digest
+        self.path = work.path / digest[:16]
+
+    def commit(self, step: int) -> None:
+        """Vouch for the state of a step, then delete all but the newest two."""
+        folder = self.path / f"checkpoint-{step}"
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        for file in files:
+            flush(file)
+        names = {file.relative_to(folder).as_posix(): file_digest(file) for file in files}
+        text = canonical_json({"run": self.digest, "step": step, "files": names})
+        write_text(folder / MANIFEST, text)
+        flush(folder)
+        flush(self.path)
+        for old in self._folders()[_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self) -> Path | None:
+        """Find the newest state that verifies; those that do not are renamed ``rejected-...``."""
+        for folder in self._folders():
+            fault = self._fault(folder)
+            if fault is None:
+                return folder
+            rejected = folder.with_name(f"rejected-{folder.name}-{time.time_ns()}")
+            folder.rename(rejected)
+            log.warning("the state %s is not used: %s", folder.name, fault)
+        return None
+
+    def _folders(self) -> list[Path]:
+        """List the states, newest first."""
+        found = [
+            (int(number), folder)
+            for folder in self.path.glob("checkpoint-*")
+            if (number := folder.name.removeprefix("checkpoint-")).isdecimal()
+        ]
+        return [folder for _, folder in sorted(found, reverse=True)]
+
+    def _fault(self, folder: Path) -> str | None:
+        """Say what is wrong with a state, if anything is."""
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["run"] != self.digest:
+                return "it belongs to another run"
+            if manifest["step"] != int(folder.name.removeprefix("checkpoint-")):
+                return "it is of another step"
+            there = {
+                file.relative_to(folder).as_posix(): file_digest(file)
+                for file in folder.rglob("*")
+                if file.is_file() and file != folder / MANIFEST
+            }
+        except FileNotFoundError:
+            return "it was never completed"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"its manifest cannot be read ({type(error).__name__})"
+        if there != manifest["files"]:
+            wrong = {*there.items()} ^ {*manifest["files"].items()}
+            return f"{min(name for name, _ in wrong)} is not what was saved"
+        return None
