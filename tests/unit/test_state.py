@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,9 @@ def _a_state_after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE_SECONDS, "0")
 
 
-def train(work: WorkFolder | None = None, on_step: OnStep | None = None) -> Result:
+def train(
+    work: WorkFolder | None = None, on_step: OnStep | None = None, *, epochs: int = 2
+) -> Result:
     shape = {"blocks": 2, "width": 16, "heads": 2, "mlp": None}
     config = scratch_config(
         "gpt2", shape, vocabulary=VOCABULARY, positions=POSITIONS, end_token=0, dropout=0.1
@@ -57,7 +61,9 @@ def train(work: WorkFolder | None = None, on_step: OnStep | None = None) -> Resu
     blocks = torch.randint(
         1, VOCABULARY, (22, 10), generator=torch.Generator().manual_seed(7), dtype=torch.int32
     )
-    history = fine_tune(model, blocks, SETTINGS, seed=5, work=work, on_step=on_step)
+    history = fine_tune(
+        model, blocks, {**SETTINGS, "epochs": epochs}, seed=5, work=work, on_step=on_step
+    )
     return model.state_dict(), history
 
 
@@ -250,6 +256,7 @@ def test_nor_does_one_with_other_threads(tmp_path: Path, request: pytest.Fixture
 
 HOLDER = """
 import sys
+import time
 from pathlib import Path
 from iskd.training.state import WorkFolder
 with WorkFolder(Path(sys.argv[1]), {}).locked():
@@ -288,3 +295,61 @@ def test_a_time_between_states_that_is_no_number_is_a_users_mistake(
     monkeypatch.setenv(STATE_SECONDS, "often")
     with pytest.raises(UserError, match=f"{STATE_SECONDS}: 'often'"):
         state_seconds()
+
+
+TRAINER = """
+import sys
+import time
+from pathlib import Path
+from safetensors.torch import save_file
+from iskd.training.state import WorkFolder
+from tests.unit import test_state as here
+import torch
+torch.set_num_threads(1)
+work = WorkFolder(Path(sys.argv[1]), {})
+with work.locked():
+    print("started", flush=True)
+    state, history = here.train(work, lambda step, total: print(step, flush=True), epochs=10)
+save_file({n: v.contiguous().clone() for n, v in state.items()}, sys.argv[2])
+"""
+
+
+def start_trainer(folder: Path) -> "subprocess.Popen[str]":
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(folder / "work"), str(folder / "model.safetensors")],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": f"{root / 'scripts'}:{root}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_sigkill_at_any_moment_costs_no_bit(tmp_path: Path) -> None:
+    """Kill a process that saves all the time: mostly it is writing a state when it dies."""
+    draw = random.Random(23)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    with start_trainer(whole) as trainer:
+        trainer.communicate()
+    assert trainer.returncode == 0
+    reached = [0]
+    for _ in range(3):
+        with start_trainer(tmp_path) as trainer:
+            assert trainer.stdout is not None
+            assert trainer.stdout.readline() == "started\n"
+            first = int(trainer.stdout.readline())
+            for _ in range(draw.randint(0, 2)):
+                trainer.stdout.readline()
+            time.sleep(draw.uniform(0, 0.05))
+            trainer.kill()
+        assert trainer.returncode == -signal.SIGKILL
+        reached.append(first)
+    # It got on, and never began before the last state but one.
+    assert reached[-1] > 0
+    assert reached == sorted(reached)
+    with start_trainer(tmp_path) as trainer:
+        trainer.communicate()
+    assert trainer.returncode == 0
+    wanted = (whole / "model.safetensors").read_bytes()
+    assert (tmp_path / "model.safetensors").read_bytes() == wanted

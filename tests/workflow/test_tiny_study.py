@@ -79,7 +79,7 @@ def test_two_folders_give_the_same_bytes(first: Clone, second: Clone) -> None:
 
 
 # `make test-chaos` asks for more of them.
-KILLS = int(os.environ.get("ISKD_KILLS", "4"))
+KILLS = int(os.environ.get("ISKD_KILLS", "2"))
 
 
 def run_until_killed(clone: Clone, seconds: float) -> bool:
