@@ -256,7 +256,6 @@ def test_nor_does_one_with_other_threads(tmp_path: Path, request: pytest.Fixture
 
 HOLDER = """
 import sys
-import time
 from pathlib import Path
 from iskd.training.state import WorkFolder
 with WorkFolder(Path(sys.argv[1]), {}).locked():
@@ -299,7 +298,6 @@ def test_a_time_between_states_that_is_no_number_is_a_users_mistake(
 
 TRAINER = """
 import sys
-import time
 from pathlib import Path
 from safetensors.torch import save_file
 from iskd.training.state import WorkFolder

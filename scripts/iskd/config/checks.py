@@ -3,6 +3,7 @@
 from typing import NoReturn
 
 from iskd.config.schema import (
+    FITTED,
     Architecture,
     Arm,
     BaselineArm,
@@ -161,8 +162,7 @@ class Checks:
             )
         if narrow or compact.width is None:
             return
-        fitted = compact.initialisation in ("pca", "least_squares")
-        if fitted and shape is not None and compact.width > shape.width:
+        if compact.initialisation in FITTED and shape is not None and compact.width > shape.width:
             self._fail(
                 f"{key}.width",
                 f"{compact.width} is more than the model's {shape.width}, so "
@@ -211,10 +211,6 @@ class Checks:
         if name == RESERVED_ARM:
             self._fail(f"arms.{name}", "this name stands for the teacher itself; choose another")
         objective = getattr(arm, "objective", None)
-        if objective is not None and not objective.next_token + objective.kl + objective.hidden:
-            self._fail(
-                f"arms.{name}.objective", "every weight is 0, so nothing is learnt; raise one"
-            )
         if objective is not None:
             self._objective(f"arms.{name}.objective", objective, arm)
         if isinstance(arm, HubArm):
@@ -225,6 +221,8 @@ class Checks:
             self._baseline(name, arm)
 
     def _objective(self, key: str, objective: Objective, arm: Arm) -> None:
+        if not objective.next_token + objective.kl + objective.hidden:
+            self._fail(key, "every weight is 0, so nothing is learnt; raise one")
         if isinstance(arm, KdArm) and not objective.kl:
             self._fail(f"{key}.kl", "a student that is distilled needs it; give it a weight")
         if isinstance(arm, KdArm | LayerDropArm) and objective.hidden:

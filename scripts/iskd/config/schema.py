@@ -60,6 +60,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _SCIENTIFIC]
 FamilyName = Literal["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
 Recipe = Literal["paper", "bottleneck", "narrow"]
 Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher"]
+# Those that are fitted to what the teacher's block does.
+FITTED = ("pca", "least_squares")
 
 
 class Section(BaseModel):

@@ -11,6 +11,7 @@ from typing import Any
 
 from iskd.config.checks import RESERVED_ARM, block_count, step_count
 from iskd.config.schema import (
+    FITTED,
     Arm,
     BaselineArm,
     Compact,
@@ -204,7 +205,7 @@ class StudyPlan:
         usual = "teacher" if compact.recipe == "narrow" else "paper"
         kind = compact.initialisation or usual
         start: dict[str, Any] = {"initialisation": kind}
-        if kind in ("pca", "least_squares"):
+        if kind in FITTED:
             start["calibration"] = compact.calibration
         return start
 

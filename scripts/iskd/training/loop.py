@@ -280,8 +280,6 @@ def fine_tune(
             seed=seed,
             data_seed=seed,
             logging_steps=max(1, steps // REPORTS),
-            # The Trainer would report the loss of a run that has diverged as 0.
-            logging_nan_inf_filter=False,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,

@@ -105,7 +105,7 @@ class WorkFolder:
             how: what else its bits depend on, such as device and threads.
         """
         digest = hashlib.sha256(canonical_json({"asked": self.asked, "how": how}).encode())
-        return RunStates(self, digest.hexdigest())
+        return RunStates(self.path, digest.hexdigest())
 
     def remove(self) -> None:
         """Delete the folder: the artifact is published."""
@@ -159,10 +159,9 @@ class WorkFolder:
 class RunStates:
     """The states of one run: folders ``checkpoint-N`` as transformers' Trainer writes them."""
 
-    def __init__(self, work: WorkFolder, digest: str) -> None:
-        self.work = work
+    def __init__(self, work: Path, digest: str) -> None:
         self.digest = digest
-        self.path = work.path / digest[:16]
+        self.path = work / digest[:16]
 
     def commit(self, step: int) -> None:
         """Vouch for the state of a step, then delete all but the newest two."""
