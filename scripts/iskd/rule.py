@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,7 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from iskd.errors import UserError
-from iskd.provenance.artifact import MANIFEST, RUN, file_digest, publish, staging_folder, write_text
+from iskd.provenance.artifact import (
+    MANIFEST,
+    RUN,
+    draft_text,
+    file_digest,
+    publish,
+    staging_folder,
+)
+from iskd.provenance.storage import storage_fault, storage_faults_told
 from iskd.training.state import EXIT_AGAIN, Interrupted, WorkFolder
 
 LOCK = Path(__file__).resolve().parents[2] / "envs" / "requirements.lock"
@@ -59,11 +67,25 @@ class Job:
         return Path(self.inputs[name]).parent
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose disk may fill up: logging itself would print a traceback for every line."""
+
+    lost: str | None = None
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Note why a line could not be written."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self.lost = error.strerror
+        else:
+            super().handleError(record)
+
+
 def _open_log(path: Path | None) -> logging.Logger:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers = [logging.FileHandler(path, mode="w", encoding="utf-8")]
+        handlers = [_LogFile(path, mode="w", encoding="utf-8")]
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(message)s",
@@ -153,12 +175,31 @@ def _how(started: float, threads: int) -> dict[str, Any]:
     }
 
 
-def _place_copies(folder: Path, outputs: list[Path]) -> None:
-    """Put copies of the artifact's files where the rule names an output outside of its folder."""
-    for path in outputs:
-        if path.parent != folder:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, (folder / path.name).read_text(encoding="utf-8"))
+@contextmanager
+def _copies(draft: Path, folder: Path, outputs: list[Path]) -> Iterator[None]:
+    """Copy files of the artifact to where the rule names an output outside of its folder.
+
+    The copies are written before the artifact is published and get their names after it, so that
+    a full disk stops both.
+    """
+    copies: dict[Path, Path] = {}
+    try:
+        for path in outputs:
+            if path.parent != folder:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                text = (draft / path.name).read_text(encoding="utf-8")
+                copies[path] = draft_text(path, text)
+        yield
+        try:
+            for path, copy in copies.items():
+                copy.replace(path)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    finally:
+        for copy in copies.values():
+            with suppress(OSError):
+                copy.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -175,21 +216,22 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
     threads = int(snakemake.threads)
     _set_environment(threads, network=network)
     log_path = Path(snakemake.log[0]) if len(snakemake.log) else None
-    log = _open_log(log_path)
+    log = _open_log_or_leave(snakemake.rule, log_path)
     folder = Path(snakemake.output.manifest).parent
     params = dict(snakemake.params.items())
     try:
-        asked = {
-            "rule": snakemake.rule,
-            "wildcards": dict(snakemake.wildcards.items()),
-            "parameters": {k: v for k, v in params.items() if k not in _TRACKING},
-            "seed": params.get("seed"),
-            "inputs": _input_digests(dict(snakemake.input.items())),
-            "code": params["code"],
-            "lock": file_digest(LOCK),
-        }
+        with storage_faults_told():
+            asked = {
+                "rule": snakemake.rule,
+                "wildcards": dict(snakemake.wildcards.items()),
+                "parameters": {k: v for k, v in params.items() if k not in _TRACKING},
+                "seed": params.get("seed"),
+                "inputs": _input_digests(dict(snakemake.input.items())),
+                "code": params["code"],
+                "lock": file_digest(LOCK),
+            }
         work = WorkFolder.beside(folder, asked)
-        with work.locked():
+        with storage_faults_told(), work.locked():
             draft = staging_folder(folder)
             job = Job(
                 rule=snakemake.rule,
@@ -203,15 +245,19 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
                 work=work,
             )
             try:
-                yield job
-                _check_outputs(snakemake.output, draft)
-                run = _how(started, threads) | {"resumed_after_steps": work.resumed}
-                publish(draft, folder, asked=asked, summary=job.summary, run=run)
-                _place_copies(folder, [Path(o) for o in snakemake.output])
-                work.remove()
+                # Told before the folders go, which are asked what is wrong with them.
+                with storage_faults_told((draft, work.path)):
+                    yield job
+                    work.check_held()
+                    _check_outputs(snakemake.output, draft)
+                    run = _how(started, threads) | {"resumed_after_steps": work.resumed}
+                    with _copies(draft, folder, [Path(o) for o in snakemake.output]):
+                        publish(draft, folder, asked=asked, summary=job.summary, run=run)
+                    work.remove()
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         log.info("published %s after %.1f s", folder.as_posix(), time.time() - started)
+        _tell_lost_lines(log_path)
     except UserError as error:
         log.error("%s: %s", snakemake.rule, error)
         sys.exit(f"{snakemake.rule}: {error}")
@@ -224,7 +270,22 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
         sys.exit(f"{snakemake.rule} failed: {type(error).__name__}: {error}{where}")
 
 
+def _open_log_or_leave(rule: str, path: Path | None) -> logging.Logger:
+    try:
+        return _open_log(path)
+    except OSError as error:
+        fault = storage_fault(error, ()) or f"{path}: {error.strerror}"
+        sys.exit(f"{rule}: its log cannot be opened: {fault}")
+
+
+def _tell_lost_lines(log_path: Path | None) -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _LogFile) and handler.lost:
+            print(f"{log_path} lacks lines: {handler.lost}", file=sys.stderr)
+
+
 def _check_outputs(outputs: Any, draft: Path) -> None:
+    draft.stat()  # its being gone is told apart from a file that was not written
     missing = [
         Path(o).name
         for o in outputs

@@ -1,5 +1,6 @@
 """Publishing a folder: all of it or none, whatever happens."""
 
+import errno
 import json
 import os
 import shutil
@@ -106,8 +107,8 @@ def test_every_file_is_on_disk_before_the_folder_is_moved(
     rename = Path.rename
 
     def moved(self: Path, target: Path) -> Path:
-        if self.name == ".art.partial":
-            assert {"b.txt", "a.bin", f".{MANIFEST}.partial", ".art.partial", "sub"} <= flushed
+        if self.name.startswith(".art.partial"):
+            assert {"b.txt", "a.bin", f".{MANIFEST}.partial", self.name, "sub"} <= flushed
         return rename(self, target)
 
     monkeypatch.setattr(artifact, "flush", watched)
@@ -250,3 +251,68 @@ def test_numbers_that_json_lacks_are_refused(value: float) -> None:
 
 def test_canonical_json_has_one_form() -> None:
     assert canonical_json({"b": [1], "a": "é"}) == '{\n  "a": "é",\n  "b": [\n    1\n  ]\n}\n'
+
+
+def test_an_artifact_that_cannot_be_moved_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "art"
+    build(folder, "old")
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name.startswith(".art.partial"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="No space left"):
+        build(folder, "new")
+    assert state(folder) == "old"
+    assert not (tmp_path / ".art.old").exists()
+
+
+def test_a_crash_between_the_two_moves_leaves_none_and_the_next_job_clears_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "art"
+    build(folder, "old")
+    rename = Path.rename
+
+    def crash(self: Path, target: Path) -> Path:
+        if target == folder:
+            raise Crash
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(Crash):
+            build(folder, "new")
+    assert state(folder) == "none"
+    assert state(tmp_path / ".art.old") == "old"
+    draft = staging_folder(folder)
+    assert list(tmp_path.iterdir()) == [draft]
+    assert list(draft.iterdir()) == []
+
+
+def test_a_job_never_builds_in_the_folder_of_another(tmp_path: Path) -> None:
+    neighbour = staging_folder(tmp_path / "art2")
+    first = staging_folder(tmp_path / "art")
+    second = staging_folder(tmp_path / "art")
+    assert first != second
+    assert sorted(tmp_path.iterdir()) == sorted([neighbour, second])
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lock.json").write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "lock.json", "new")
+    assert (tmp_path / "lock.json").read_text() == "old"
+    assert os.listdir(tmp_path) == ["lock.json"]  # noqa: PTH208

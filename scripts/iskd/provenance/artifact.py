@@ -10,7 +10,9 @@ checksum, stops a rerun where nothing changed. How it happened stands beside it 
 import hashlib
 import json
 import os
+import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +40,44 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def draft_text(path: Path, text: str) -> Path:
+    """Write and flush what is to become a file's content, and give the draft beside it."""
+    draft = path.with_name(f".{path.name}.partial")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        flush(draft)
+    except OSError:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+    return draft
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content: after a crash it holds the old text or the new."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(text, encoding="utf-8")
-    flush(draft)
-    draft.replace(path)
+    draft_text(path, text).replace(path)
 
 
 def staging_folder(folder: Path) -> Path:
-    """Make the empty folder in which an artifact is built, next to its place."""
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    """Make the empty folder in which an artifact is built, next to its place.
+
+    What a dead job left behind goes: its staging folder, and an old artifact that it had moved
+    aside without putting a new one in its place. Snakemake takes that one's job for unfinished.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: a job that has lost its lock must not write into its successor's folder.
+    prefix = f".{folder.name}.partial"
+    for left in [entry for entry in folder.parent.iterdir() if entry.name.startswith(prefix)]:
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(_moved_aside(folder), ignore_errors=True)
+    draft = folder.with_name(f"{prefix}-{secrets.token_hex(4)}")
+    draft.mkdir()
     return draft
+
+
+def _moved_aside(folder: Path) -> Path:
+    """Name the place of the old artifact while the new one is moved to its own."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def publish(
@@ -63,6 +89,10 @@ def publish(
     run: dict[str, Any],
 ) -> None:
     """Seal the files in ``draft`` with a manifest and move them to ``folder``.
+
+    An old artifact is moved aside first, and back if the new one cannot be moved. A crash between
+    the two moves leaves no artifact, which Snakemake makes again; rename alone cannot exchange
+    two folders.
 
     Args:
         draft: the folder from :func:`staging_folder`, holding the artifact's files.
@@ -86,11 +116,16 @@ def publish(
     for place in [draft, *(d for d in draft.rglob("*") if d.is_dir())]:
         flush(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    old = folder.with_name(f".{folder.name}.old")
+    old = _moved_aside(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    draft.rename(folder)
+    try:
+        draft.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 

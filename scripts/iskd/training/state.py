@@ -15,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -92,6 +92,7 @@ class WorkFolder:
         self.path = path
         self.asked = asked
         self.resumed: list[int] = []
+        self._lock: int | None = None
 
     @classmethod
     def beside(cls, artifact: Path, asked: dict[str, Any]) -> "WorkFolder":
@@ -105,7 +106,36 @@ class WorkFolder:
             how: what else its bits depend on, such as device and threads.
         """
         digest = hashlib.sha256(canonical_json({"asked": self.asked, "how": how}).encode())
-        return RunStates(self.path, digest.hexdigest())
+        check = None if self._lock is None else self.check_held
+        return RunStates(self.path, digest.hexdigest(), check)
+
+    def check_held(self) -> None:
+        """Check that no other job can have taken the artifact over.
+
+        Raises:
+            UserError: the folder with our lock was removed.
+        """
+        if not self._held():
+            raise UserError(
+                f"{self.path.as_posix()} was removed while the job ran, and its lock with it: "
+                "another job may make this artifact now, so nothing is published; leave the hidden "
+                "folders below results/ alone while snakemake runs, then call it again"
+            )
+
+    def _held(self) -> bool:
+        """Tell whether the lock in the folder is the one that this process holds."""
+        if self._lock is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._lock), (self.path / _LOCK).stat())
+        except OSError:
+            return False
+
+    def _tidy(self) -> None:
+        """Delete the states that were never completed: on a full disk they only take space."""
+        for state in self.path.glob("*/checkpoint-*"):
+            if not (state / MANIFEST).exists():
+                shutil.rmtree(state, ignore_errors=True)
 
     def remove(self) -> None:
         """Delete the folder: the artifact is published."""
@@ -133,11 +163,15 @@ class WorkFolder:
                 log.info("another job works on this artifact; waiting for its end")
                 told = True
             time.sleep(min(1.0, patience / 10))
+        self._lock = descriptor
         try:
             yield
         finally:
-            if {entry.name for entry in self.path.glob("*")} <= {_LOCK}:
-                self.remove()
+            if self._held():
+                self._tidy()
+                if {entry.name for entry in self.path.glob("*")} <= {_LOCK}:
+                    self.remove()
+            self._lock = None
             os.close(descriptor)
 
     def _take(self) -> int | None:
@@ -157,14 +191,27 @@ class WorkFolder:
 
 
 class RunStates:
-    """The states of one run: folders ``checkpoint-N`` as transformers' Trainer writes them."""
+    """The states of one run: folders ``checkpoint-N`` as transformers' Trainer writes them.
 
-    def __init__(self, work: Path, digest: str) -> None:
+    Args:
+        work: the work folder.
+        digest: of all that defines the run.
+        check: raises an error where another job may work in the folder by now.
+    """
+
+    def __init__(self, work: Path, digest: str, check: Callable[[], None] | None = None) -> None:
         self.digest = digest
         self.path = work / digest[:16]
+        self.check = check
 
     def commit(self, step: int) -> None:
-        """Vouch for the state of a step, then delete all but the newest two."""
+        """Vouch for the state of a step, then delete all but the newest two.
+
+        Raises:
+            UserError: another job may work here.
+        """
+        if self.check:
+            self.check()
         folder = self.path / f"checkpoint-{step}"
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         for file in files:
