@@ -13,7 +13,7 @@ with run_rule(snakemake) as job:
     from iskd.baselines.tuning import tune
     from iskd.data.corpus import load_blocks
     from iskd.models.folder import load_model, load_tokenizer, save_model
-    from iskd.models.planning import planned_parameters
+    from iskd.models.planning import matched_parameters
     from iskd.provenance.artifact import canonical_json
     from iskd.training.loop import write_history
 
@@ -21,7 +21,7 @@ with run_rule(snakemake) as job:
     step = int(job.wildcards["step"])
     blocks = load_blocks(Path(job.inputs["train"]))
     teacher = load_model(job.folder("teacher"))
-    target = planned_parameters(job.folder("plan") / "plan.json", spec["replaced"])
+    target = matched_parameters(teacher.config, spec)
     model, facts = make_student(
         teacher, target, start=spec["start"], shape=spec["student"], seed=job.seed
     )

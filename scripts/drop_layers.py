@@ -13,7 +13,7 @@ with run_rule(snakemake) as job:
     from iskd.baselines.tuning import tune
     from iskd.data.corpus import load_blocks, step_sequences
     from iskd.models.folder import load_model, load_tokenizer, save_model
-    from iskd.models.planning import planned_parameters
+    from iskd.models.planning import matched_parameters
     from iskd.provenance.artifact import canonical_json
     from iskd.training.loop import write_history
 
@@ -21,7 +21,7 @@ with run_rule(snakemake) as job:
     step = int(job.wildcards["step"])
     blocks = load_blocks(Path(job.inputs["train"]))
     teacher = load_model(job.folder("teacher"))
-    target = planned_parameters(job.folder("plan") / "plan.json", spec["replaced"])
+    target = matched_parameters(teacher.config, spec)
     calibration = step_sequences(blocks, spec["calibration"], seed=job.seed, first=1, last=1)
     influence = block_influence(teacher, calibration.long(), spec["training"]["batch_size"])
     by_steps = spec["match"] == "steps"

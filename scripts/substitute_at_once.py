@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.data.corpus import load_blocks
-    from iskd.models.folder import load_model, load_tokenizer, save_model
-    from iskd.models.planning import planned_sizes
+    from iskd.models.folder import load_config, load_model, load_tokenizer, save_model
+    from iskd.models.planning import new_block_sizes
     from iskd.provenance.artifact import canonical_json
     from iskd.training.loop import write_history
     from iskd.training.steps import substitute_at_once
 
     done = substitute_at_once(
         lambda: load_model(job.folder("teacher")),
-        planned_sizes(job.folder("plan") / "plan.json"),
+        new_block_sizes(load_config(job.folder("teacher")), job.params["spec"]),
         load_blocks(Path(job.inputs["train"])),
         job.params["spec"],
         step=int(job.wildcards["step"]),

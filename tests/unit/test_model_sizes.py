@@ -1,6 +1,7 @@
 """Parameter counts: the paper's own shapes, to the last parameter."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from iskd.models import (
     parameter_count,
     resolve_sizes,
 )
-from iskd.models.planning import plan_substitutions, planned_parameters, planned_sizes
+from iskd.models.planning import matched_parameters, new_block_sizes, plan_substitutions
 
 
 class Published(NamedTuple):
@@ -168,21 +169,27 @@ def test_an_unknown_architecture_is_a_users_mistake() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["paper", "narrow"])
-def test_a_plan_is_read_back_from_its_file(recipe: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [{}, {"reduction": 0.1}, {"like": {**PAPER, "width": 16}}])
+def test_a_job_works_out_the_sizes_and_the_target_of_its_plan(
+    recipe: str, target: dict[str, Any]
+) -> None:
     config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=61)
-    plan = plan_substitutions(config, [2, 0], 2, {**PAPER, "recipe": recipe})
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    sizes = planned_sizes(tmp_path / "plan.json")
+    request = {**PAPER, "recipe": recipe, **target}
+    plan = plan_substitutions(config, [2, 0], 2, request, headline=2)
+    spec: dict[str, Any] = {"request": request, "replaced": [2, 0], "planned": 2}
+    if "reduction" not in target:
+        del spec["planned"]
+    sizes = new_block_sizes(config, spec)
     assert isinstance(sizes, NarrowSizes if recipe == "narrow" else CompactSizes)
-    count = parameter_count(compact_config(config, [0, 2], sizes))
-    assert count == plan["steps"][-1]["parameters"]
+    assert asdict(sizes) == plan["sizes"]
+    for step in plan["steps"]:
+        replaced = spec["replaced"][: step["step"]]
+        assert matched_parameters(config, {**spec, "replaced": replaced}) == step["parameters"]
+    unknown = {**spec, "replaced": [None, None]}
+    assert matched_parameters(config, unknown) == plan["steps"][-1]["parameters"]
 
 
-def test_a_baseline_reads_its_target_from_the_plan(tmp_path: Path) -> None:
+def test_a_baseline_aims_at_the_published_count() -> None:
     published = PUBLISHED["gpt2"]
-    file = tmp_path / "plan.json"
-    plan = plan_substitutions(published.config, published.order, 6, PAPER)
-    file.write_text(json.dumps(plan))
-    assert planned_parameters(file, list(published.order[:6])) == published.headline[1]
-    with pytest.raises(RuntimeError, match="does not replace"):
-        planned_parameters(file, [7, 5])
+    spec = {"request": PAPER, "replaced": list(published.order[:6])}
+    assert matched_parameters(published.config, spec) == published.headline[1]

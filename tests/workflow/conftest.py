@@ -1,6 +1,7 @@
 """Copies of the workflow to run in, as a user's fresh clone would be."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("workflow", "scripts", "config", "envs", "tests/config")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
+TINY = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
 
 
 @dataclass
@@ -34,6 +37,28 @@ class Clone:
             check=False,
         )
 
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Count the jobs that a call would run, by rule; targets are not counted."""
+        done = self.snakemake("-n", *arguments, "-q", "rules")
+        printed = done.stdout + done.stderr
+        assert done.returncode == 0, printed[-4000:]
+        found = re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE)
+        counts = {rule: int(count) for rule, count in found if rule not in ("total", "all")}
+        assert counts or "Nothing to be done" in printed, printed[-4000:]
+        return counts
+
+    def copy(self, folder: Path) -> "Clone":
+        """Copy all there is, with its times, as moving the clone would."""
+        shutil.copytree(self.folder, folder)
+        return Clone(folder)
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        """Replace a text of a file that must be there once."""
+        path = self.folder / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file} has {old!r} {text.count(old)} times"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
     def files(self, below: str = "results") -> dict[str, bytes]:
         """Read every file below a folder."""
         top = self.folder / below
@@ -46,6 +71,7 @@ def make_clone(folder: Path) -> Clone:
     """Copy what a run needs into ``folder``."""
     for part in PARTS:
         shutil.copytree(ROOT / part, folder / part, ignore=IGNORED)
+    shutil.copy(ROOT / "slurm", folder / "slurm", follow_symlinks=False)
     return Clone(folder)
 
 
@@ -59,6 +85,25 @@ def clone(tmp_path: Path) -> Clone:
 def clone_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
     """Make copies that several tests share."""
     return lambda name: make_clone(tmp_path_factory.mktemp(name) / "clone")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """The smallest study, finished, made without a network where that can be had.
+
+    It is made once for all of pytest's processes and only looked at: take a copy to change it.
+    """
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent
+    clone = Clone(top / "finished")
+    with FileLock(top / "finished.lock"):
+        if not clone.folder.exists():
+            draft = make_clone(top / "unfinished")
+            done = draft.snakemake(*TINY, prefix=without_network() or ())
+            assert done.returncode == 0, done.stderr[-4000:]
+            draft.folder.rename(clone.folder)
+    return clone
 
 
 def without_network() -> list[str] | None:

@@ -1,6 +1,7 @@
 """The whole workflow on the smallest study, as a user runs it: twice, in two folders.
 
-The first run has no network at all. All tests here share the two runs.
+The first run has no network at all. All tests here share the two runs. What reruns when is asked
+in test_reruns.py.
 """
 
 import json
@@ -16,48 +17,27 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Clone, without_network
+from .conftest import TINY, Clone, without_network
 
 pytestmark = pytest.mark.slow
 
-TINY = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
 PAPER = Path("results/tiny/paper")
 
 
 @pytest.fixture(scope="session")
-def first(clone_at: Callable[[str], Clone]) -> Clone:
-    """A finished study, made without a network where that can be had."""
-    clone = clone_at("first")
-    done = clone.snakemake(*TINY, prefix=without_network() or ())
-    assert done.returncode == 0, done.stderr[-4000:]
-    return clone
-
-
-@pytest.fixture(scope="session")
-def second(clone_at: Callable[[str], Clone], first: Clone) -> Clone:
+def second(clone_at: Callable[[str], Clone], finished: Clone) -> Clone:
     """The same study again, in a folder of another name."""
-    del first  # not side by side: two runs at once would be four jobs on two cores
+    del finished  # not side by side: two runs at once would be four jobs on two cores
     clone = clone_at("a second place, with a longer name")
     done = clone.snakemake(*TINY)
     assert done.returncode == 0, done.stderr[-4000:]
     return clone
 
 
-def planned(clone: Clone, *arguments: str) -> dict[str, int]:
-    """Count the jobs that a call would run, by rule."""
-    done = clone.snakemake("-n", "-q", "rules", *TINY, *arguments)
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout + done.stderr
-    counts = {k: int(v) for k, v in re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE)}
-    counts.pop("total", None)
-    counts.pop("all", None)
-    return counts
-
-
-def test_run_without_network_ends_in_figures_and_tables(first: Clone) -> None:
+def test_run_without_network_ends_in_figures_and_tables(finished: Clone) -> None:
     if without_network() is None:
         pytest.skip("no network namespace can be made here, so the first run had a network")
-    names = {f.name for f in (first.folder / PAPER).iterdir()}
+    names = {f.name for f in (finished.folder / PAPER).iterdir()}
     assert names >= {
         "metrics.csv",
         "table_main.tex",
@@ -81,9 +61,9 @@ def check_same_results(one: Clone, other: Clone) -> None:
     assert [n for n in ours if ours[n] != theirs[n]] == []
 
 
-def test_two_folders_give_the_same_bytes(first: Clone, second: Clone) -> None:
-    assert set(first.files("results/tiny")) == set(second.files("results/tiny"))
-    check_same_results(first, second)
+def test_two_folders_give_the_same_bytes(finished: Clone, second: Clone) -> None:
+    assert set(finished.files("results/tiny")) == set(second.files("results/tiny"))
+    check_same_results(finished, second)
 
 
 # `make test-chaos` asks for more of them.
@@ -110,7 +90,7 @@ def run_until_killed(clone: Clone, seconds: float) -> bool:
 
 
 def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bytes(
-    first: Clone, clone_at: Callable[[str], Clone]
+    finished: Clone, clone_at: Callable[[str], Clone]
 ) -> None:
     """Every file is the undisturbed study's, whatever moment the kills hit: all but logs."""
     clone, draw = clone_at("killed"), random.Random(17)
@@ -120,13 +100,13 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bytes(
         kills += not ended
         if ended:
             # Faster than the schedule: once more from the start.
-            check_same_results(clone, first)
+            check_same_results(clone, finished)
             resumed += count_resumed(clone)
             shutil.rmtree(clone.folder / "results")
     clone.snakemake("--unlock", *TINY)
     done = clone.snakemake(*TINY)
     assert done.returncode == 0, done.stderr[-4000:]
-    check_same_results(clone, first)
+    check_same_results(clone, finished)
     resumed += count_resumed(clone)
     print(f"{kills} kills, {resumed} resumed trainings")
 
@@ -136,81 +116,8 @@ def count_resumed(clone: Clone) -> int:
     return sum(len(json.loads(file.read_text())["resumed_after_steps"]) for file in runs)
 
 
-def test_finished_study_has_nothing_to_do(first: Clone) -> None:
-    done = first.snakemake(*TINY)
-    assert done.returncode == 0
-    assert "Nothing to be done" in done.stdout + done.stderr
-
-
-def test_touched_files_rerun_nothing(first: Clone) -> None:
-    for file in [*first.folder.glob("scripts/**/*.py"), *first.folder.glob("workflow/**/*.smk")]:
-        file.touch()
-    assert planned(first) == {}
-
-
-def test_comment_and_docstring_rerun_nothing(second: Clone) -> None:
-    file = second.folder / "scripts/iskd/training/loop.py"
-    text = file.read_text(encoding="utf-8")
-    file.write_text(
-        text.replace('"""One fine-tuning run', '"""Just one fine-tuning run') + "\n# A remark.\n",
-        encoding="utf-8",
-    )
-    try:
-        assert planned(second) == {}
-    finally:
-        file.write_text(text, encoding="utf-8")
-
-
-def test_changed_figure_code_reruns_the_figure_only(second: Clone) -> None:
-    file = second.folder / "scripts/iskd/paper/figures.py"
-    text = file.read_text(encoding="utf-8")
-    file.write_text(text + "\nADDED = 1\n", encoding="utf-8")
-    try:
-        assert planned(second) == {"figure_tradeoff": 1, "collect_paper": 1}
-    finally:
-        file.write_text(text, encoding="utf-8")
-
-
-def test_changed_arm_reruns_that_arm_only(second: Clone) -> None:
-    file = second.folder / "tests/config/tiny.yaml"
-    text = file.read_text(encoding="utf-8")
-    file.write_text(
-        text.replace("{method: kd}", "{method: kd, objective: {kl: 0.7}}"), encoding="utf-8"
-    )
-    try:
-        counts = planned(second)
-    finally:
-        file.write_text(text, encoding="utf-8")
-    assert counts.pop("distill_student") == 1
-    assert counts.pop("evaluate") == 3
-    assert counts.pop("evaluate_heldout") == 1
-    assert set(counts) == {
-        "collect_metrics",
-        "figure_tradeoff",
-        "table_main",
-        "table_ablation",
-        "collect_paper",
-    }
-
-
-def test_added_task_evaluates_that_task_only(second: Clone) -> None:
-    file = second.folder / "tests/config/tiny.yaml"
-    text = file.read_text(encoding="utf-8")
-    added = "\n  again: {source: toyworld, kind: hellaswag, rows: 3}\n"
-    file.write_text(text.rstrip() + added, encoding="utf-8")
-    try:
-        counts = planned(second)
-    finally:
-        file.write_text(text, encoding="utf-8")
-    # The teacher, two steps and three baselines.
-    assert counts["evaluate"] == 6
-    assert counts["prepare_task"] == 1
-    assert "substitute_block" not in counts
-    assert "evaluate_heldout" not in counts
-
-
-def test_checkpoint_loads_in_a_fresh_process_after_import_iskd(first: Clone) -> None:
-    folder = first.folder / "results/tiny/substitute_block/toy/iskd/seed_3/step_02"
+def test_checkpoint_loads_in_a_fresh_process_after_import_iskd(finished: Clone) -> None:
+    folder = finished.folder / "results/tiny/substitute_block/toy/iskd/seed_3/step_02"
     program = (
         "import sys, iskd, torch\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -222,7 +129,7 @@ def test_checkpoint_loads_in_a_fresh_process_after_import_iskd(first: Clone) -> 
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder)],
-        cwd=first.folder / "scripts",
+        cwd=finished.folder / "scripts",
         capture_output=True,
         text=True,
         check=False,
@@ -233,9 +140,9 @@ def test_checkpoint_loads_in_a_fresh_process_after_import_iskd(first: Clone) -> 
     assert weights == []
 
 
-def test_baseline_matches_the_reference_parameters(first: Clone) -> None:
+def test_baseline_matches_the_reference_parameters(finished: Clone) -> None:
     def parameters(place: str) -> int:
-        manifest = first.folder / "results/tiny" / place / "manifest.json"
+        manifest = finished.folder / "results/tiny" / place / "manifest.json"
         return int(json.loads(manifest.read_text("utf-8"))["produced"]["summary"]["parameters"])
 
     target = parameters("substitute_block/toy/iskd/seed_3/step_02")

@@ -5,7 +5,6 @@ rule prune_l1:
     """Remove the weakest heads and neurons down to the reference's size, then tune."""
     input:
         unpack(baseline_inputs),
-        plan=reference_plan,
     output:
         [
             f"<results>/prune_l1/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
@@ -34,7 +33,6 @@ rule drop_layers:
     """Leave out the blocks of least influence, then tune the rest."""
     input:
         unpack(baseline_inputs),
-        plan=reference_plan,
     output:
         [
             f"<results>/drop_layers/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
@@ -63,7 +61,6 @@ rule distill_student:
     """Train a smaller student, fresh or made of the teacher's blocks, with its predictions."""
     input:
         unpack(baseline_inputs),
-        plan=reference_plan,
     output:
         [
             f"<results>/distill_student/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"

@@ -8,10 +8,11 @@ SCRIPTS = Path(workflow.basedir).parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from iskd.config import StudyPlan, check_data_files, data_folder, load_study
-from iskd.config.schema import FileCorpus, HubCorpus, HubTeacher, ToyCorpus
+from iskd.config.schema import FileCorpus, HubCorpus, HubTeacher, Replacing, ToyCorpus
 from iskd.config.study import ModelId
 from iskd.errors import UserError
 from iskd.provenance.fingerprint import code_fingerprint
+from iskd.provenance.times import settle_times
 
 
 def config_name():
@@ -35,6 +36,10 @@ def checked_study():
 STUDY = checked_study()
 PLAN = StudyPlan(STUDY)
 HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
+
+# Before Snakemake looks at them: results that were copied here have the times of their copying.
+if workflow.is_main_process:
+    settle_times(Path("results", STUDY.study))
 
 TEACHER_FILES = [
     "config.json",

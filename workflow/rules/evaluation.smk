@@ -52,21 +52,24 @@ rule evaluate_heldout:
         "../../scripts/evaluate_heldout.py"
 
 
+EVALUATIONS = [
+    f"<results>/evaluate/{model.path}/{task}/result.json"
+    for model in PLAN.models()
+    for task in STUDY.tasks
+]
+HELDOUT_LOSSES = [
+    f"<results>/evaluate_heldout/{model.path}/result.json" for model in PLAN.models()
+]
+HISTORIES = [f"<results>/{PLAN.place(model)}/history.jsonl" for model in PLAN.trained()]
+
+
 rule collect_metrics:
     """Collect all numbers of the study into one tidy table."""
     input:
-        evaluations=[
-            f"<results>/evaluate/{model.path}/{task}/result.json"
-            for model in PLAN.models()
-            for task in STUDY.tasks
-        ],
-        heldout=[
-            f"<results>/evaluate_heldout/{model.path}/result.json"
-            for model in PLAN.models()
-        ],
-        histories=[
-            f"<results>/{PLAN.place(model)}/history.jsonl" for model in PLAN.trained()
-        ],
+        evaluations=ancient(EVALUATIONS),
+        heldout=ancient(HELDOUT_LOSSES),
+        histories=ancient(HISTORIES),
+        manifests=manifests_beside([*EVALUATIONS, *HELDOUT_LOSSES, *HISTORIES]),
     output:
         metrics="<results>/metrics.csv",
         manifest="<results>/collect_metrics/manifest.json",

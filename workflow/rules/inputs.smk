@@ -17,6 +17,21 @@ def model_inputs(name, model):
     }
 
 
+def manifests_beside(files):
+    """Give the manifest of each artifact that these files belong to."""
+    return list(
+        dict.fromkeys(f"{file.rpartition('/')[0]}/manifest.json" for file in files)
+    )
+
+
+def metrics_file():
+    """Give the study's table of numbers."""
+    return {
+        "metrics_manifest": "<results>/collect_metrics/manifest.json",
+        "metrics": ancient("<results>/metrics.csv"),
+    }
+
+
 def text_file(part):
     """Give the stories to train on or those held out."""
     maker = "make_toyworld" if isinstance(STUDY.corpus, ToyCorpus) else "split_corpus"
@@ -42,13 +57,24 @@ def wildcard_model(wildcards):
     )
 
 
+def plans():
+    """List the plan of every arm that replaces blocks."""
+    return [
+        f"<results>/plan_substitutions/{teacher}/{name}/seed_{seed}/manifest.json"
+        for teacher in STUDY.teachers
+        for name, arm in STUDY.arms.items()
+        if isinstance(arm, Replacing)
+        for seed in STUDY.seeds
+    ]
+
+
 # --- inputs of rules ------------------------------------------------------------------------
 
 
 def corpus_texts(wildcards):
     """Find the files that hold a corpus that is not made here."""
     if isinstance(STUDY.corpus, HubCorpus):
-        return ["<results>/download_corpus/texts.jsonl"]
+        return [ancient("<results>/download_corpus/texts.jsonl")]
     folder = data_folder(STUDY, config_name())
     return [str(folder / name) for name in STUDY.corpus.files]
 
@@ -86,25 +112,19 @@ def task_rows(wildcards):
     }
 
 
-def listened_teacher(wildcards):
-    """Give a substitution the teacher, where its objective or its start listens to it."""
+def known_teacher(wildcards):
+    """Give a substitution the teacher's config, and its weights where it listens to them."""
     model = wildcard_model(wildcards)
+    found = model_inputs("teacher", PLAN.teacher_model(model.teacher))
     if not PLAN.needs_teacher(model):
-        return {}
-    return model_inputs("teacher", PLAN.teacher_model(model.teacher))
+        del found["teacher_weights"]
+    return found
 
 
 def baseline_inputs(wildcards):
     """Give a baseline the teacher and the tokens."""
     teacher = PLAN.teacher_model(wildcards.teacher)
     return model_inputs("teacher", teacher) | blocks_file(wildcards.teacher, "train")
-
-
-def reference_plan(wildcards):
-    """Find the plan of the ISKD arm whose size is matched."""
-    model = PLAN.reference(wildcard_model(wildcards))
-    place = f"{model.teacher}/{model.arm}/seed_{model.seed}"
-    return ancient(f"<results>/plan_substitutions/{place}/manifest.json")
 
 
 def evaluated_model(wildcards):

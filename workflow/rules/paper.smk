@@ -7,7 +7,7 @@ FIGURE_FORMATS = ["pdf", "svg", "png", "csv"]
 rule figure_tradeoff:
     """Draw scores and held-out loss of one teacher's arms against reduction."""
     input:
-        metrics="<results>/metrics.csv",
+        **metrics_file(),
     output:
         multiext("<results>/figure_tradeoff/{teacher}/tradeoff", ".pdf", ".svg", ".csv"),
         report(
@@ -31,7 +31,7 @@ rule figure_tradeoff:
 rule table_main:
     """Write the main table: each arm at the headline step."""
     input:
-        metrics="<results>/metrics.csv",
+        **metrics_file(),
     output:
         multiext("<results>/table_main/main", ".tex", ".md"),
         report(
@@ -55,7 +55,7 @@ rule table_main:
 rule table_ablation:
     """Write what each arm cost and what it closes of the first iskd arm's gap to the teacher."""
     input:
-        metrics="<results>/metrics.csv",
+        **metrics_file(),
     output:
         multiext("<results>/table_ablation/ablation", ".tex", ".md"),
         report(
@@ -76,8 +76,7 @@ rule table_ablation:
         "../../scripts/table_ablation.py"
 
 
-PAPER_FILES = {
-    "metrics.csv": "<results>/metrics.csv",
+TABLES_AND_FIGURES = {
     **{
         f"table_main.{suffix}": f"<results>/table_main/main.{suffix}"
         for suffix in TABLE_FORMATS
@@ -94,12 +93,15 @@ PAPER_FILES = {
         for suffix in FIGURE_FORMATS
     },
 }
+PAPER_FILES = {"metrics.csv": "<results>/metrics.csv", **TABLES_AND_FIGURES}
 
 
 rule collect_paper:
     """Collect figures, tables and the metrics into one folder."""
     input:
-        files=list(PAPER_FILES.values()),
+        files=ancient(list(PAPER_FILES.values())),
+        metrics_manifest="<results>/collect_metrics/manifest.json",
+        manifests=manifests_beside(TABLES_AND_FIGURES.values()),
     output:
         [f"<results>/paper/{name}" for name in PAPER_FILES],
         manifest="<results>/paper/manifest.json",

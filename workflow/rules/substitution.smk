@@ -2,7 +2,11 @@
 
 
 rule plan_substitutions:
-    """Write down which block goes when and how many parameters each step leaves."""
+    """Write down which block goes when and how many parameters each step leaves.
+
+    Nothing waits for a plan, as a longer one must not repeat the steps already made: each job
+    works out its own sizes, from parameters that say all they depend on.
+    """
     input:
         unpack(
             lambda wildcards: model_inputs(
@@ -16,6 +20,8 @@ rule plan_substitutions:
         "<logs>/plan_substitutions/{teacher}/{arm}/seed_{seed}.log",
     benchmark:
         "<benchmarks>/plan_substitutions/{teacher}/{arm}/seed_{seed}.jsonl"
+    # Sizes that do not fit are said before anything is trained.
+    priority: 20
     conda:
         "../../envs/iskd.yaml"
     params:
@@ -36,12 +42,8 @@ rule substitute_block:
                 "previous", PLAN.previous(wildcard_model(wildcards))
             )
         ),
-        unpack(listened_teacher),
+        unpack(known_teacher),
         unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
-        # The step's block is a parameter; a longer plan must not repeat the steps already made.
-        plan=ancient(
-            "<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/manifest.json"
-        ),
     output:
         [
             f"<results>/substitute_block/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
@@ -72,9 +74,6 @@ rule substitute_at_once:
     """Replace all blocks of a step at once, or stochastically, and fine-tune the whole model."""
     input:
         unpack(baseline_inputs),
-        plan=ancient(
-            "<results>/plan_substitutions/{teacher}/{arm}/seed_{seed}/manifest.json"
-        ),
     output:
         [
             f"<results>/substitute_at_once/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"

@@ -1,13 +1,10 @@
 """What each step leaves of a model, worked out before anything is trained."""
 
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from iskd.models.modeling.iskd_blocks import CompactSizes, NarrowSizes
 from iskd.models.recipes import Sizes, block_parameters, parameter_count, resolve_sizes
 from iskd.models.substitution import compact_config
 
@@ -81,20 +78,30 @@ def plan_substitutions(
     }
 
 
-def planned_sizes(plan: Path) -> Sizes:
-    """Read the sizes of the new blocks from a plan."""
-    read = json.loads(plan.read_text(encoding="utf-8"))
-    kind = NarrowSizes if read["recipe"] == "narrow" else CompactSizes
-    return kind(**read["sizes"])
+def new_block_sizes(config: PreTrainedConfig, spec: dict[str, Any]) -> Sizes:
+    """Settle the sizes of a job's new blocks, which are those of its arm's plan.
 
-
-def planned_parameters(plan: Path, replaced: list[int | None]) -> int:
-    """Read from a plan how many parameters are left once ``replaced`` are compact.
+    Args:
+        config: the teacher's config.
+        spec: the job's parameters: ``request``, and ``planned`` where a reduction is asked for (the
+            blocks that are replaced when it is to be reached).
 
     Raises:
-        RuntimeError: the plan replaces other blocks (it would be out of date).
+        UserError: sizes that do not fit, or a reduction out of reach.
     """
-    steps = json.loads(plan.read_text(encoding="utf-8"))["steps"][: len(replaced)]
-    if [step["block"] for step in steps] != replaced:
-        raise RuntimeError(f"{plan.name} does not replace the blocks {replaced}")
-    return int(steps[-1]["parameters"])
+    return requested_sizes(config, spec["request"], spec.get("planned", 1))
+
+
+def matched_parameters(config: PreTrainedConfig, spec: dict[str, Any]) -> int:
+    """Count what the reference of a baseline has left, as its plan says.
+
+    Args:
+        config: the teacher's config.
+        spec: what :func:`new_block_sizes` reads, and ``replaced``, the blocks the reference has
+            replaced (None for one that it measures).
+
+    Raises:
+        UserError: sizes that do not fit, or a reduction out of reach.
+    """
+    blocks = range(len(spec["replaced"]))  # all blocks are alike
+    return parameter_count(compact_config(config, list(blocks), new_block_sizes(config, spec)))
