@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,6 +243,7 @@ def test_the_manifest_shows_what_is_different(part: str, change: dict[str, Any])
     inputs = {"texts": "raw.jsonl"}
     work(rule(inputs=inputs))
     before = read_manifest(FOLDER)
+    shutil.rmtree(FOLDER)  # as Snakemake does before it starts a job
     Path("raw.jsonl").write_text(change.get("input", "raw"))
     work(rule(inputs=inputs, **change.get("params", {})), change.get("content", "text"))
     after = read_manifest(FOLDER)

@@ -255,8 +255,11 @@ def test_nor_does_one_with_other_threads(tmp_path: Path, request: pytest.Fixture
 
 
 HOLDER = """
+import signal
 import sys
 from pathlib import Path
+if "busy" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 from iskd.training.state import WorkFolder
 with WorkFolder(Path(sys.argv[1]), {}).locked():
     print("held", flush=True)
@@ -267,7 +270,7 @@ with WorkFolder(Path(sys.argv[1]), {}).locked():
 def test_one_process_at_a_time_works_on_an_artifact(tmp_path: Path) -> None:
     work = WorkFolder(tmp_path / "work", {})
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(work.path)],
+        [sys.executable, "-c", HOLDER, str(work.path), "busy"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -281,6 +284,24 @@ def test_one_process_at_a_time_works_on_an_artifact(tmp_path: Path) -> None:
     with work.locked(patience=5):
         assert work.path.is_dir()
     assert not work.path.exists()
+
+
+def test_a_job_that_was_lost_is_asked_to_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its Snakemake was killed and it ran on; the next one's job takes over from it."""
+    work = WorkFolder(tmp_path / "work", {})
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(work.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as lost:
+        assert lost.stdout is not None
+        assert lost.stdout.readline() == "held\n"
+        with caplog.at_level("INFO"), work.locked(patience=60):
+            assert lost.wait() == -signal.SIGTERM
+    assert f"process {lost.pid} is asked" in caplog.text
 
 
 def test_what_goes_wrong_under_a_lock_is_handed_on(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from iskd.config import StudyPlan, check_data_files, data_folder, load_study
 from iskd.config.schema import FileCorpus, HubCorpus, HubTeacher, Replacing, ToyCorpus
 from iskd.config.study import ModelId
 from iskd.errors import UserError
+from iskd.locks import read_holder, take_lock
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.times import settle_times
 
@@ -30,6 +31,19 @@ def checked_study():
         return study
     except UserError as error:
         print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+def lock_study():
+    """Keep a second Snakemake off the study until this one ends, however it ends."""
+    file = Path(".snakemake", f"{STUDY.study}.lock")
+    if take_lock(file) is None:
+        holder = read_holder(file) or {"pid": "?", "host": "?"}
+        print(
+            f"study {STUDY.study}: snakemake already runs it in this folder (process "
+            f"{holder['pid']} on {holder['host']}); wait for its end, or stop it first",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

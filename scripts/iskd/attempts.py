@@ -1,0 +1,64 @@
+"""Tell a job that was killed from one that failed by its own fault, across a scheduler's retries.
+
+A cluster's profile retries what fails, because of preemption, time limits and dying nodes. The same
+mistake would fail the same way each time, on a GPU that others wait for.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from iskd.errors import UserError
+from iskd.provenance.artifact import canonical_json, write_text
+from iskd.training.state import Interrupted, WorkFolder
+
+_MARK = "failed.json"
+# A machine's fault rather than the job's: another node may do better. By name, without torch.
+_OF_THE_MACHINE = ("AcceleratorError", "DistBackendError", "DistNetworkError")
+
+
+@contextmanager
+def attempt(work: WorkFolder, number: int | None) -> Iterator[None]:
+    """Make one attempt at a job, while its work folder's lock is held.
+
+    Args:
+        work: the job's work folder, where a failure is noted for the next attempt.
+        number: the scheduler's number of this attempt, from 1; None where nobody counts.
+
+    Raises:
+        UserError: an attempt before this one failed by its own fault.
+    """
+    if number is None:
+        yield
+        return
+    mark = work.path / _MARK
+    said = _failure(work) if number > 1 else None
+    if said:
+        raise UserError(f"{said} (attempt {number} is not made: it would fail the same way)")
+    mark.unlink(missing_ok=True)
+    try:
+        yield
+    except (Interrupted, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ not in _OF_THE_MACHINE:
+            message = (
+                str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            )
+            with suppress(OSError):
+                write_text(mark, canonical_json({"asked": work.asked, "message": message}))
+        raise
+
+
+def _failure(work: WorkFolder) -> str | None:
+    """Read why the same job failed before."""
+    try:
+        mark: dict[str, Any] = json.loads((work.path / _MARK).read_text(encoding="utf-8"))
+        return str(mark["message"]) if mark["asked"] == _as_json(work.asked) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _as_json(value: dict[str, Any]) -> Any:
+    return json.loads(canonical_json(value))

@@ -1,0 +1,313 @@
+"""The embedded study through `snakemake --profile slurm` on a real SLURM, fault after fault.
+
+The tests are chapters of one story and run in their order: each waits until a training has saved a
+state, does its harm, and sees the training go on. After the last one the study has the bytes of one
+that was never disturbed, and no finished job was run twice.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.workflow.conftest import Clone, make_clone
+
+from .cluster import ACCOUNT, PARTITION, Cluster, wait_until, what_is_missing
+
+pytestmark = pytest.mark.slow
+
+# Long enough for a machine with other work; no speed is claimed by any of them.
+PATIENCE = 600.0
+RESULTS = "results/embedded"
+TEACHER = "pretrain_teacher/toy"
+ASKED = (
+    *("--profile", "slurm", "--configfile", "config/config.yaml", "--jobs", "4"),
+    # No cluster of this size needs the plugin's patience of 40 s before it looks after a job.
+    *("--slurm-init-seconds-before-status-checks", "2", "--slurm-status-command", "squeue"),
+    *("--latency-wait", "20"),
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    missing = what_is_missing()
+    if missing:
+        pytest.skip(missing)
+    cluster = Cluster()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+class Study:
+    """The study's clone, the Snakemake that drives it, and what is seen of it from outside."""
+
+    def __init__(self, clone: Clone, cluster: Cluster) -> None:
+        self.clone, self.cluster = clone, cluster
+        self.results = clone.folder / RESULTS
+        self.calls = 0
+        self.driver: subprocess.Popen[bytes] | None = None
+        # A `squeue` before the real one, which fails while the file beside it is there.
+        tools = clone.folder.parent / "tools"
+        tools.mkdir()
+        self.broken = tools / "broken"
+        real = shutil.which("squeue")
+        squeue = f'#!/bin/sh\n[ -e {self.broken} ] && exit 1\nexec {real} "$@"\n'
+        (tools / "squeue").write_text(squeue, encoding="utf-8")
+        (tools / "squeue").chmod(0o755)
+        self.environment = {
+            **os.environ,
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "SLURM_ACCOUNT": ACCOUNT,
+            "SLURM_PARTITION": PARTITION,
+            "ISKD_STATE_SECONDS": "2",
+        }
+        # Every manifest ever seen at a place, by inode and time of writing.
+        self.seen: dict[str, set[tuple[int, int]]] = {}
+        self.over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.3):
+            for manifest in self.results.rglob("manifest.json"):
+                place = manifest.parent.relative_to(self.results)
+                if not any(part.startswith(".") for part in place.parts):
+                    try:
+                        found = manifest.stat()
+                    except FileNotFoundError:
+                        continue
+                    self.seen.setdefault(str(place), set()).add((found.st_ino, found.st_mtime_ns))
+
+    def call(self) -> None:
+        """Type the command, the same each time."""
+        self.calls += 1
+        with self.printed.open("wb") as out:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-m", "snakemake", *ASKED],
+                cwd=self.clone.folder,
+                env=self.environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> Path:
+        return self.clone.folder.parent / f"call_{self.calls}.txt"
+
+    @property
+    def running(self) -> bool:
+        return self.driver is not None and self.driver.poll() is None
+
+    def log(self, place: str) -> str:
+        """Read the log of the job that makes an artifact."""
+        file = self.results / "logs" / f"{place}.log"
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
+    def job(self, place: str) -> str | None:
+        """Find the running SLURM job that makes an artifact."""
+        return self.cluster.job("rule_" + place.replace("/", "_wildcards_", 1).replace("/", "_"))
+
+    def saved(self, place: str) -> int:
+        """Give the newest step whose state is kept."""
+        folder = (self.results / place).parent
+        states = folder.glob(f".{Path(place).name}.work/*/checkpoint-*/manifest.json")
+        return max((int(state.parent.name.split("-")[1]) for state in states), default=0)
+
+    def wait_for_progress(self, place: str) -> str:
+        """Wait until a running training has saved a state since its start; give its job."""
+        started = re.search(r"resumed after step (\d+)", self.log(place))
+        since = int(started[1]) if started else 0
+        self.wait(lambda: self.saved(place) > since and self.job(place), f"a state of {place}")
+        job = self.job(place)
+        assert job is not None
+        return job
+
+    def wait_for_resume(self, place: str, before: str) -> None:
+        """Wait until another process has taken the training up from a saved state."""
+        first = before.splitlines()[0]
+        self.wait(
+            lambda: (
+                not self.log(place).startswith(first) and "resumed after step" in self.log(place)
+            ),
+            f"{place} to be resumed",
+        )
+
+    def wait(self, met: Callable[[], object], what: str) -> None:
+        def met_or_over() -> bool:
+            assert self.running, f"snakemake has ended before {what}:\n{self.tail()}"
+            return bool(met())
+
+        wait_until(met_or_over, PATIENCE, what)
+
+    def tail(self) -> str:
+        return self.printed.read_text(encoding="utf-8", errors="replace")[-3000:]
+
+
+@pytest.fixture(scope="module")
+def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    study = Study(make_clone(tmp_path_factory.mktemp("slurm") / "clone"), cluster)
+    study.call()
+    yield study
+    study.over.set()
+    if study.driver is not None and study.running:
+        os.killpg(study.driver.pid, signal.SIGKILL)
+
+
+def scripts(job: str, place: str) -> list[psutil.Process]:
+    """Find the processes of a job that run our script."""
+    rule, found = Path(place).parts[0], []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            ours = process.environ().get("SLURM_JOB_ID") == job
+        except psutil.Error:
+            continue
+        if ours and any(word.endswith(f".{rule}.py") for word in words):
+            found.append(process)
+    return found
+
+
+def test_scancel_of_a_running_job(study: Study) -> None:
+    job, before = study.wait_for_progress(TEACHER), study.log(TEACHER)
+    study.cluster.run("scancel", job)
+    study.wait_for_resume(TEACHER, before)
+    assert study.job(TEACHER) != job
+    assert study.calls == 1
+
+
+def test_kill_9_of_a_jobs_process(study: Study) -> None:
+    job, before = study.wait_for_progress(TEACHER), study.log(TEACHER)
+    victims = scripts(job, TEACHER)
+    assert victims
+    for victim in victims:
+        victim.kill()
+    study.wait_for_resume(TEACHER, before)
+    assert study.calls == 1
+
+
+def test_time_limit_with_a_warning_signal(study: Study) -> None:
+    job, before = study.wait_for_progress(TEACHER), study.log(TEACHER)
+    # Two minutes before the limit SIGTERM comes: with a limit of two minutes, at once.
+    study.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=2")
+    study.wait(lambda: study.job(TEACHER) != job or "SIGTERM" in study.log(TEACHER), "the signal")
+    study.wait_for_resume(TEACHER, before)
+    assert study.calls == 1
+
+
+def test_controller_restarted_in_mid_run(study: Study) -> None:
+    job, before = study.wait_for_progress(TEACHER), study.log(TEACHER)
+    study.cluster.stop_controller()
+    with pytest.raises(TimeoutError):
+        wait_until(lambda: not study.running, 15, "a driver that gives up")
+    study.cluster.start_controller()
+    study.wait(lambda: study.job(TEACHER) == job or study.saved(TEACHER) == 0, "the same job again")
+    assert study.log(TEACHER).splitlines()[0] == before.splitlines()[0]
+
+
+def test_driver_killed_and_started_again(study: Study) -> None:
+    job, before = study.wait_for_progress(TEACHER), study.log(TEACHER)
+    assert study.driver is not None
+    os.killpg(study.driver.pid, signal.SIGKILL)
+    study.driver.wait()
+    assert study.job(TEACHER) == job
+    study.call()
+    study.wait_for_resume(TEACHER, before)
+    assert study.job(TEACHER) != job
+
+
+def test_squeue_fails_for_a_while(study: Study) -> None:
+    study.wait_for_progress(TEACHER)
+    study.broken.touch()
+    try:
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: not study.running, 20, "a driver that gives up")
+    finally:
+        study.broken.unlink()
+
+
+def release(study: Study, job: str) -> None:
+    """Have a requeued job start now: SLURM would let it wait for two minutes."""
+    study.wait(
+        lambda: "PENDING" in study.cluster.run("squeue", "-h", "-j", job, "-o", "%T", check=False),
+        "the job in the queue",
+    )
+    study.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+
+def test_job_requeued(study: Study) -> None:
+    job, before = study.wait_for_progress(TEACHER), study.log(TEACHER)
+    study.cluster.run("scontrol", "requeue", job)
+    release(study, job)
+    study.wait_for_resume(TEACHER, before)
+    assert study.job(TEACHER) == job
+
+
+def test_node_set_down_and_up(study: Study) -> None:
+    job, before = study.wait_for_progress(TEACHER), study.log(TEACHER)
+    node = study.cluster.node_of(job)
+    study.cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    release(study, job)
+    study.wait_for_resume(TEACHER, before)
+    assert study.cluster.node_of(job) != node
+    study.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def test_study_ends_with_the_bytes_of_an_undisturbed_one(study: Study, reference: Path) -> None:
+    assert study.driver is not None
+    wait_until(lambda: not study.running, 3600, "the study's end")
+    assert study.driver.returncode == 0, study.tail()
+    # One call more than the first, for the driver that was killed.
+    assert study.calls == 2
+    told_apart = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
+    ours, theirs = (
+        {
+            name: file.read_bytes()
+            for file in top.rglob("*")
+            if file.is_file() and not told_apart.search(name := file.relative_to(top).as_posix())
+        }
+        for top in (study.results, reference)
+    )
+    assert set(ours) == set(theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    run = json.loads((study.results / TEACHER / "run.json").read_text(encoding="utf-8"))
+    assert run["resumed_after_steps"]
+
+
+@pytest.fixture(scope="module")
+def reference(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the same study, undisturbed: from `make test-study` where it kept them."""
+    kept = os.environ.get("ISKD_REFERENCE")
+    if kept and Path(kept, "metrics.csv").exists():
+        return Path(kept)
+    clone = make_clone(tmp_path_factory.mktemp("undisturbed") / "clone")
+    wait_until(lambda: not study.running, 3600, "the study's end")
+    done = clone.snakemake("-c", "2", "--configfile", "config/config.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return clone.folder / RESULTS
+
+
+def test_no_finished_job_was_run_twice(study: Study) -> None:
+    assert study.seen
+    assert {place: seen for place, seen in study.seen.items() if len(seen) > 1} == {}
+
+
+def test_account_partition_and_gpus_reached_slurm(study: Study) -> None:
+    jobs = study.cluster.run(
+        "sacct", "-X", "-n", "-P", "-o", "Account,Partition,AllocTRES,State", "-S", "now-1days"
+    ).splitlines()
+    assert jobs
+    assert {tuple(job.split("|")[:2]) for job in jobs} == {(ACCOUNT, PARTITION)}
+    assert any("gres/gpu=1" in job for job in jobs)
+    assert any("gres/gpu" not in job for job in jobs)
