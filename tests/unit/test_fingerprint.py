@@ -26,10 +26,14 @@ def use(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fingerprint, "LIBRARY", scripts / "iskd")
 
 
+def forget() -> None:
+    for cached in (fingerprint._parsed, fingerprint._imported, fingerprint._file_digest):
+        cached.cache_clear()
+
+
 def digest(rule: str) -> str:
     """Compute anew: within one run of Snakemake files are parsed only once."""
-    fingerprint._parsed.cache_clear()
-    fingerprint._file_digest.cache_clear()
+    forget()
     return fingerprint.code_fingerprint(rule)
 
 
@@ -40,8 +44,7 @@ def reached(rule: str) -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _no_stale_cache() -> None:
-    fingerprint._parsed.cache_clear()
-    fingerprint._file_digest.cache_clear()
+    forget()
 
 
 def test_every_script_has_a_digest_of_its_own() -> None:

@@ -52,7 +52,8 @@ def _module_file(module: str) -> Path | None:
     return None
 
 
-def _imported(path: Path) -> set[str]:
+@cache
+def _imported(path: Path) -> frozenset[str]:
     """Name the library modules that a file imports anywhere, with the packages around them."""
     named: set[str] = set()
     for node in ast.walk(_parsed(path)):
@@ -74,7 +75,7 @@ def _imported(path: Path) -> set[str]:
         # make every job depend on every module.
         if parts[0] == PACKAGE:
             inside.update(".".join(parts[:n]) for n in range(2, len(parts) + 1))
-    return inside
+    return frozenset(inside)
 
 
 def _data_files(package: Path) -> set[Path]:
