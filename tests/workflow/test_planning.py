@@ -1,0 +1,37 @@
+"""A study of a thousand jobs plans as a small one does."""
+
+import time
+
+from .conftest import Clone
+
+SEEDS = 40
+
+
+def test_a_study_of_a_thousand_jobs_plans(clone: Clone) -> None:
+    seeds = ", ".join(str(seed) for seed in range(SEEDS))
+    clone.edit("tests/config/tiny.yaml", "seeds: [3]", f"seeds: [{seeds}]")
+    started = time.monotonic()
+    counts = clone.planned("--configfile", "tests/config/tiny.yaml")
+    seconds = time.monotonic() - started
+    models, tasks = 5 * SEEDS + 1, 3  # two steps and three baselines per seed, and the teacher
+    assert counts == {
+        "make_toyworld": 1,
+        "train_tokenizer": 1,
+        "prepare_corpus": 1,
+        "prepare_task": tasks,
+        "pretrain_teacher": 1,
+        "plan_substitutions": SEEDS,
+        "substitute_block": 2 * SEEDS,
+        "prune_l1": SEEDS,
+        "distill_student": SEEDS,
+        "tune_teacher": SEEDS,
+        "evaluate": models * tasks,
+        "evaluate_heldout": models,
+        "collect_metrics": 1,
+        "figure_tradeoff": 1,
+        "table_main": 1,
+        "table_ablation": 1,
+        "collect_paper": 1,
+    }
+    assert sum(counts.values()) >= 1000
+    print(f"{sum(counts.values())} jobs planned in {seconds:.1f} s")
