@@ -23,6 +23,7 @@ with run_rule(snakemake) as job:
         Path(job.inputs["rows"]),
         batch_size=spec["batch_size"],
         seed=0,
+        work=job.work,
     )
     write_result(job.out, result.metrics, facts={"chance": result.chance}, samples=result.samples)
     job.summary |= {name: metric.value for name, metric in result.metrics.items()}

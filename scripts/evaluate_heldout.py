@@ -20,7 +20,7 @@ with run_rule(snakemake) as job:
     spec = job.params["spec"]
     model = load_model(job.folder("model"), getattr(torch, spec["precision"]))
     blocks = load_blocks(Path(job.inputs["heldout"]))
-    loss = heldout_loss(model, blocks, batch_size=spec["batch_size"])
+    loss = heldout_loss(model, blocks, batch_size=spec["batch_size"], work=job.work)
     facts = {
         "parameters": model.num_parameters(),
         "flops_per_token": flops_per_token(model, blocks.shape[1]),

@@ -250,7 +250,10 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
                     yield job
                     work.check_held()
                     _check_outputs(snakemake.output, draft)
-                    run = _how(started, threads) | {"resumed_after_steps": work.resumed}
+                    run = _how(started, threads) | {
+                        "resumed_after_steps": work.resumed,
+                        "resumed_after_texts": work.resumed_texts,
+                    }
                     with _copies(draft, folder, [Path(o) for o in snakemake.output]):
                         publish(draft, folder, asked=asked, summary=job.summary, run=run)
                     work.remove()

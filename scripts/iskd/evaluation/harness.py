@@ -17,6 +17,8 @@ from iskd.evaluation.metric import Metric
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from iskd.training.state import WorkFolder
+
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,7 @@ def evaluate_task(
     batch_size: int,
     seed: int,
     limit: int | None = None,
+    work: "WorkFolder | None" = None,
 ) -> TaskResult:
     """Evaluate a model on the rows of a file, without examples in the prompt.
 
@@ -67,6 +70,8 @@ def evaluate_task(
         batch_size: Texts per forward pass.
         seed: Seed of the sample drawn under `limit`.
         limit: Score only so many rows, drawn at random from the whole file (never its head).
+        work: Where answers are kept, if the evaluation is to survive being killed: it goes on from
+            them and ends with the same bits.
 
     Returns:
         The metrics, with the standard error sqrt(p (1 - p) / (n - 1)) of a mean of zeros and ones
@@ -75,12 +80,14 @@ def evaluate_task(
     Raises:
         UserError: The kind is unknown, the rows are broken, a number is out of range, the
             tokenizer does not fit, or a text to score is longer than the model can read.
+        Interrupted: The process was asked to stop; what was scored is kept.
     """
     rows = read_rows(rows_path, kind)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1")
     _check_tokenizer(model, tokenizer)
     # Seconds of imports, and parsing a config must not pay for them.
+    from iskd.evaluation.answers import scoring
     from iskd.evaluation.lm import ScoringLM, quiet, run_task
     from iskd.models.modeling.iskd_blocks import is_published
 
@@ -88,10 +95,10 @@ def evaluate_task(
     log.info("%s: %d rows of %s", kind, len(indices), rows_path)
     was_training = model.training
     try:
-        with quiet():
+        with quiet(), scoring(work, model.device) as opened:
             # The published code asks the CBT with a mask, and HellaSwag, as lm-eval does, without.
             mask = kind.startswith("cbt_") and is_published(model.config)
-            lm = ScoringLM(model, tokenizer, batch_size, mask=mask)
+            lm = ScoringLM(model, tokenizer, batch_size, mask=mask, scoring=opened)
             records = run_task(lm, KINDS[kind], [rows[index] for index in indices], seed)
     finally:
         model.train(was_training)

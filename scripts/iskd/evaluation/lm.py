@@ -1,12 +1,16 @@
 """What joins our models and rows to lm-eval: importing this module takes seconds.
 
-Two things are ours: the rows come from memory instead of the hub, and the model tells how many
-tokens it scored. All else (prompts, tokenization, batching, scoring, aggregation) is lm-eval's.
+Three things are ours: the rows come from memory instead of the hub, the model tells how many tokens
+it scored, and it hands lm-eval one batch after another, so that a killed evaluation can go on after
+the last that is kept. The batches are those that lm-eval would make, and all else (prompts,
+tokenization, scoring, aggregation) is lm-eval's.
 """
 
 import copy
+import json
 import logging
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,18 +27,18 @@ from tqdm import tqdm
 
 from iskd.data.rows import Row
 from iskd.errors import UserError
+from iskd.evaluation.answers import Scoring
 from iskd.evaluation.kinds import Kind
 from iskd.evaluation.tasks import cbt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
+# Texts, tokens of the context, tokens of the continuation: as lm-eval hands requests on.
+Request = tuple[tuple[str, str], list[int], list[int]]
 
 _OWN_TASKS = Path(cbt.__file__).parent
 _LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
-_REPORTS = 10
-"""How often progress is logged in one evaluation where no progress bar can be drawn."""
 
 
 class ScoredAnswer(tuple[float, bool]):
@@ -66,8 +70,17 @@ class ScoringLM(HFLM):
         batch_size: int,
         *,
         mask: bool = False,
+        scoring: Scoring | None = None,
     ) -> None:
-        """Wrap a model; with ``mask`` it is handed a mask of ones, as the published code does."""
+        """Wrap a model.
+
+        Args:
+            model: See :func:`iskd.evaluation.harness.evaluate_task`.
+            tokenizer: Likewise.
+            batch_size: Texts per forward pass.
+            mask: Hand the model a mask of ones, as the published code does.
+            scoring: Keeps answers, and knows those that were kept before.
+        """
         super().__init__(
             pretrained=model,
             # lm-eval sets a padding token; the caller's tokenizer must not change under its hands.
@@ -79,34 +92,42 @@ class ScoringLM(HFLM):
         )
         self.cut = 0
         self._mask = mask
-        self._passed = 0
-        self._total = 0
+        self._scoring = scoring or Scoring()
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[ScoredAnswer]:
         """Score (context, continuation) requests; see lm-eval's HFLM.
 
         Raises:
             UserError: A continuation alone is longer than the model can read.
+            Interrupted: The process was asked to stop; what was scored is kept.
         """
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not _on_terminal())
 
     def _loglikelihood_tokens(
         self,
-        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        requests: Sequence[Request],
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[ScoredAnswer]:
+        del disable_tqdm  # a bar for each batch would tell nothing; the log says how far it is
         fitted = [self._fit(*request) for request in requests]
-        self._passed, self._total = 0, len(requests)
-        answers = super()._loglikelihood_tokens(fitted, disable_tqdm, override_bs)
+        batches = batches_of(fitted, self.batch_size)
+        scored = super()._loglikelihood_tokens
+
+        def score(batch: list[int]) -> list[list[Any]]:
+            asked = [fitted[index] for index in batch]
+            return [list(answer) for answer in scored(asked, True, override_bs)]
+
+        tokens = json.dumps([[context, continuation] for _, context, continuation in fitted])
+        answers = self._scoring(batches, score, tokens.encode())
+        places = [index for batch in batches for index in batch]
+        by_request = dict(zip(places, answers, strict=True))
         return [
-            ScoredAnswer(answer, tokens=len(continuation))
-            for answer, (_, _, continuation) in zip(answers, fitted, strict=True)
+            ScoredAnswer(by_request[index], tokens=len(continuation))
+            for index, (_, _, continuation) in enumerate(fitted)
         ]
 
-    def _fit(
-        self, texts: tuple[str, str], context: list[int], continuation: list[int]
-    ) -> tuple[tuple[str, str], list[int], list[int]]:
+    def _fit(self, texts: tuple[str, str], context: list[int], continuation: list[int]) -> Request:
         """Cut the context as lm-eval would, without its one warning per request."""
         room = self.max_length + 1 - len(continuation)
         if room < 1:
@@ -120,13 +141,36 @@ class ScoringLM(HFLM):
 
     def _model_call(self, inps: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if self._mask:
-            logits = self.model(input_ids=inps, attention_mask=torch.ones_like(inps)).logits
-        else:
-            logits = super()._model_call(inps, **kwargs)
-        before, self._passed = self._passed, self._passed + len(inps)
-        if before * _REPORTS // self._total != self._passed * _REPORTS // self._total:
-            log.info("%d of %d texts scored", self._passed, self._total)
-        return logits
+            return self.model(input_ids=inps, attention_mask=torch.ones_like(inps)).logits
+        return super()._model_call(inps, **kwargs)
+
+
+def batches_of(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
+    """Put requests into batches as lm-eval does, the longest first.
+
+    Requests that differ in their last token only are answered by one text of the forward pass.
+
+    Args:
+        requests: What is to be scored.
+        batch_size: Texts per forward pass.
+
+    Returns:
+        Per batch, the places of its requests.
+    """
+    texts: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, (_, context, continuation) in enumerate(requests):
+        texts[*context, *continuation[:-1]].append(index)
+
+    def longest(indices: list[int]) -> tuple[int, list[int]]:
+        # Of one text's requests, lm-eval sorts by the one with the longest continuation.
+        _, context, continuation = requests[max(indices, key=lambda i: len(requests[i][2]))]
+        return -len(context) - len(continuation), context + continuation
+
+    ordered = sorted(texts.values(), key=longest)
+    return [
+        [index for indices in ordered[start : start + batch_size] for index in indices]
+        for start in range(0, len(ordered), batch_size)
+    ]
 
 
 def run_task(lm: ScoringLM, kind: Kind, rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:

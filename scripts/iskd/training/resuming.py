@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from iskd.provenance.artifact import canonical_json
+from iskd.provenance.machine import bits_depend_on
 from iskd.training.state import RunStates, StopRequest, WorkFolder, state_seconds
 
 log = logging.getLogger("iskd.training")
@@ -21,14 +22,7 @@ _CURVE = "curve.json"
 
 def states_of(work: WorkFolder, device: torch.device) -> RunStates:
     """Open the states of a run that trains here: its bits depend on device and threads too."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return work.run(
-        device=name,
-        threads=torch.get_num_threads(),
-        capability=torch.backends.cpu.get_cpu_capability(),
-        torch=torch.__version__,
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
-    )
+    return work.run(**bits_depend_on(device), processes=int(os.environ.get("WORLD_SIZE", "1")))
 
 
 class StateKeeper(TrainerCallback):
