@@ -6,7 +6,6 @@ state counts once its manifest lies in it, which is written last; one that does 
 aside and never used.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from iskd.errors import UserError
+from iskd.locks import ask_to_stop, read_holder, take_lock
 from iskd.provenance.artifact import MANIFEST, canonical_json, file_digest, flush, write_text
 
 log = logging.getLogger("iskd.training")
@@ -33,7 +33,8 @@ STATE_SECONDS = "ISKD_STATE_SECONDS"
 
 _KEPT = 2
 _LOCK = "lock"
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What asks a job to stop: the first also when it is preempted, the second before a time limit."""
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: it goes on later
@@ -72,7 +73,7 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self  # only the main thread may set handlers
             return
-        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield self
         finally:
@@ -148,8 +149,9 @@ class WorkFolder:
     def locked(self, patience: float = 600.0) -> Iterator[None]:
         """Keep every other process off the artifact as long as this is open.
 
-        A job that was preempted may still be saving its state when its successor starts, so it is
-        waited for. The lock is POSIX's (fcntl), which goes with its process and works over NFS.
+        Only one Snakemake runs a study, so whoever holds the lock is a job that its Snakemake has
+        lost: preempted and still saving its state, or running on since Snakemake was killed. It is
+        asked to stop and waited for; its state is what we go on from.
 
         Args:
             patience: seconds to wait.
@@ -159,13 +161,20 @@ class WorkFolder:
         """
         until = time.monotonic() + patience
         told = False
-        while (descriptor := self._take()) is None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        while (descriptor := take_lock(self.path / _LOCK)) is None:
             if time.monotonic() > until:
                 raise Interrupted(f"another job still works on {self.path.name}, whose lock it has")
             if not told:
-                log.info("another job works on this artifact; waiting for its end")
+                holder = read_holder(self.path / _LOCK)
+                asked = ask_to_stop(holder) if holder else None
+                log.info(
+                    "another job works on this artifact; waiting for its end%s",
+                    f" ({asked} is asked to save its state and stop)" if asked else "",
+                )
                 told = True
             time.sleep(min(1.0, patience / 10))
+            self.path.mkdir(parents=True, exist_ok=True)
         self._lock = descriptor
         try:
             yield
@@ -176,21 +185,6 @@ class WorkFolder:
                     self.remove()
             self._lock = None
             os.close(descriptor)
-
-    def _take(self) -> int | None:
-        """Try to take the lock; the open file holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / _LOCK
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its last holder may have deleted the file between our two calls.
-            if os.fstat(descriptor).st_ino == file.stat().st_ino:
-                return descriptor
-        except (BlockingIOError, PermissionError, FileNotFoundError):
-            pass
-        os.close(descriptor)
-        return None
 
 
 class RunStates:
