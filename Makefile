@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-study test-chaos lint lock docs clean
+.PHONY: demo test test-study test-slurm test-chaos lint lock docs clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -23,6 +23,9 @@ test-study: $(STAMP)  ## run the embedded study twice, once without any network,
 
 test-chaos: $(STAMP)  ## kill the smallest study fifty times at random moments: same bytes
 	OMP_NUM_THREADS=1 ISKD_KILLS=50 $(BIN)/pytest -s tests/workflow/test_tiny_study.py -k killed
+
+test-slurm: $(STAMP)  ## the embedded study on a real SLURM of two nodes, hit by fault after fault (as root: installs SLURM)
+	$(BIN)/pytest tests/slurm
 
 lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
 	$(BIN)/ruff format --check scripts tests

@@ -280,7 +280,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
-ReturnToService=2
+ReturnToService=1
 SlurmctldTimeout=30
 SlurmdTimeout=20
 MessageTimeout=10
@@ -363,6 +363,14 @@ StorageLoc=slurm_acct_db
             if said.startswith(comment):
                 return number
         return None
+
+    def has_processes_of(self, job: str) -> bool:
+        """Tell whether a job, or what watches over it, still runs on a node."""
+        watcher = f"slurmstepd: [{job}."
+        return any(
+            " ".join(process.info["cmdline"] or []).startswith(watcher)
+            for process in psutil.process_iter(["cmdline"])
+        )
 
     def node_of(self, job: str) -> str:
         """Name the node a job runs on."""

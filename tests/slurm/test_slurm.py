@@ -238,11 +238,13 @@ def test_squeue_fails_for_a_while(study: Study) -> None:
 
 
 def release(study: Study, job: str) -> None:
-    """Have a requeued job start now: SLURM would let it wait for two minutes."""
+    """Have a requeued job start as soon as it may: SLURM would let it wait for two minutes."""
     study.wait(
         lambda: "PENDING" in study.cluster.run("squeue", "-h", "-j", job, "-o", "%T", check=False),
         "the job in the queue",
     )
+    # A node takes no job of which something still runs there.
+    study.wait(lambda: not study.cluster.has_processes_of(job), "the end of the job's first start")
     study.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
