@@ -39,16 +39,21 @@ def attempt(work: WorkFolder, number: int | None) -> Iterator[None]:
     mark.unlink(missing_ok=True)
     try:
         yield
-    except (Interrupted, OSError, MemoryError):
+    except Interrupted:
         raise
     except Exception as error:
-        if type(error).__name__ not in _OF_THE_MACHINE:
+        if not is_of_the_machine(error):
             message = (
                 str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             )
             with suppress(OSError):
                 write_text(mark, canonical_json({"asked": work.asked, "message": message}))
         raise
+
+
+def is_of_the_machine(error: Exception) -> bool:
+    """Tell whether an error may not come back on another attempt."""
+    return isinstance(error, OSError | MemoryError) or type(error).__name__ in _OF_THE_MACHINE
 
 
 def _failure(work: WorkFolder) -> str | None:

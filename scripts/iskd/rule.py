@@ -5,6 +5,7 @@ gives the script a folder to write into, and publishes that folder as an artifac
 ends well. A user's mistake ends in one line, any other failure in a traceback in the log.
 """
 
+import json
 import logging
 import os
 import platform
@@ -12,6 +13,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,13 +23,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from iskd.attempts import attempt
 from iskd.errors import UserError
+from iskd.launch import Assignment, processes_of, run_processes
 from iskd.provenance.artifact import (
     MANIFEST,
     RUN,
+    canonical_json,
     draft_text,
     file_digest,
     publish,
+    read_manifest,
     staging_folder,
 )
 from iskd.provenance.storage import storage_fault, storage_faults_told
@@ -39,6 +45,10 @@ _THREAD_SWITCHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 _OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Parameters of a rule that say how it is tracked, not what it computes.
 _TRACKING = ("code", "seed")
+_NOISY = (
+    *("httpx", "matplotlib", "fontTools", "filelock", "datasets", "lm_eval", "lm-eval"),
+    "accelerate",
+)
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval", "seaborn")
 
 
@@ -81,25 +91,46 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
 
-def _open_log(path: Path | None) -> logging.Logger:
+def open_log(path: Path | None, process: tuple[int, int] | None = None) -> logging.Logger:
+    """Send what is logged to a file, or to stderr.
+
+    Args:
+        path: the file; what is in it goes, unless one of several processes opens it.
+        process: which of how many processes this is; all but the first only warn.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers = [_LogFile(path, mode="w", encoding="utf-8")]
+        if process is None:
+            path.write_bytes(b"")
+        # Appending, because a job and its processes write into the same file.
+        handlers = [_LogFile(path, mode="a", encoding="utf-8")]
+    rank, processes = process or (0, 1)
     logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(message)s",
+        level=logging.WARNING if rank else logging.INFO,
+        format=f"%(asctime)s process {rank} of {processes}: %(message)s"
+        if rank
+        else "%(asctime)s %(message)s",
         datefmt="%H:%M:%S",
         handlers=handlers,
         force=True,
     )
     logging.captureWarnings(capture=True)
-    for noisy in ("httpx", "matplotlib", "fontTools", "filelock", "datasets", "lm_eval", "lm-eval"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return logging.getLogger("iskd")
 
 
-def _set_environment(threads: int, *, network: bool) -> None:
+def _open_log_or_leave(rule: str, path: Path | None) -> logging.Logger:
+    try:
+        return open_log(path)
+    except OSError as error:
+        fault = storage_fault(error, ()) or f"{path}: {error.strerror}"
+        sys.exit(f"{rule}: its log cannot be opened: {fault}")
+
+
+def set_environment(threads: int, *, network: bool) -> None:
+    """Set what the libraries read when they are imported: threads, and whether to stay offline."""
     for switch in _THREAD_SWITCHES:
         os.environ[switch] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -152,7 +183,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _how(started: float, threads: int) -> dict[str, Any]:
+def how_it_went(started: float, threads: int) -> dict[str, Any]:
     """Describe how the job went, as far as it does not define the result."""
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
@@ -202,36 +233,83 @@ def _copies(draft: Path, folder: Path, outputs: list[Path]) -> Iterator[None]:
                 copy.unlink(missing_ok=True)
 
 
+def _run_in_processes(
+    job: Job, log_path: Path | None, started: float, processes: int, parallel: str
+) -> dict[str, Any]:
+    """Have the script run in several processes, and give how it went."""
+    report = run_processes(
+        Assignment(
+            # Snakemake runs a copy of the script and tells it where the original lies.
+            script=os.path.abspath(sys.modules["__main__"].__file__ or ""),  # noqa: PTH100
+            rule=job.rule,
+            params=job.params,
+            wildcards=job.wildcards,
+            inputs={n: list(v) if not isinstance(v, str) else v for n, v in job.inputs.items()},
+            threads=job.threads,
+            log=None if log_path is None else str(log_path),
+            asked=job.work.asked,
+            out=str(job.out),
+            work=str(job.work.path),
+            started=started,
+            processes=processes,
+            parallel=parallel,
+        )
+    )
+    job.summary |= report.summary
+    job.work.resumed += report.resumed
+    return report.how
+
+
+def _process_job(assignment: Assignment) -> Iterator[Job]:
+    """Give the job to the script in one of several processes: the first one's files count."""
+    work = WorkFolder(Path(assignment.work), assignment.asked)
+    with tempfile.TemporaryDirectory(prefix="iskd-") as scratch:
+        job = Job(
+            rule=assignment.rule,
+            params=assignment.params,
+            seed=int(assignment.params.get("seed", 0)),
+            threads=assignment.threads,
+            inputs=assignment.inputs,
+            wildcards=assignment.wildcards,
+            out=Path(scratch if int(os.environ["RANK"]) else assignment.out),
+            log=logging.getLogger("iskd"),
+            work=work,
+        )
+        yield job
+    assignment.summary, assignment.resumed = job.summary, work.resumed
+
+
 @contextmanager
 def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
     """Run a script's body as one job and publish what it wrote into ``job.out``.
 
-    The artifact's folder is the one of the output named ``manifest``. Import torch and the
-    Hugging Face libraries inside of the ``with`` block only: they read their switches on import.
+    Where the rule asks for several processes, the body runs in each of them (see ``iskd.launch``)
+    and not here. The artifact's folder is the one of the output named ``manifest``. Import torch
+    and the Hugging Face libraries inside of the ``with`` block only: they read their switches on
+    import.
 
     Raises:
-        SystemExit: the body failed; nothing was published.
+        SystemExit: the body failed, and nothing was published; with exit code 0, it ran elsewhere.
     """
+    if isinstance(snakemake, Assignment):
+        yield from _process_job(snakemake)
+        return
     started = time.time()
-    threads = int(snakemake.threads)
-    _set_environment(threads, network=network)
+    processes, parallel, threads = processes_of(snakemake)
+    set_environment(threads, network=network)
+    # A download that failed is worth another attempt whatever it failed of.
+    attempt_number = None if network else getattr(snakemake, "resources", {}).get("attempt")
     log_path = Path(snakemake.log[0]) if len(snakemake.log) else None
     log = _open_log_or_leave(snakemake.rule, log_path)
     folder = Path(snakemake.output.manifest).parent
     params = dict(snakemake.params.items())
     try:
         with storage_faults_told():
-            asked = {
-                "rule": snakemake.rule,
-                "wildcards": dict(snakemake.wildcards.items()),
-                "parameters": {k: v for k, v in params.items() if k not in _TRACKING},
-                "seed": params.get("seed"),
-                "inputs": _input_digests(dict(snakemake.input.items())),
-                "code": params["code"],
-                "lock": file_digest(LOCK),
-            }
+            asked = _asked(snakemake, params)
         work = WorkFolder.beside(folder, asked)
-        with storage_faults_told(), work.locked():
+        _tell_slurm_job(log, attempt_number)
+        with storage_faults_told(), work.locked(), attempt(work, attempt_number):
+            _leave_if_published(folder, work, [Path(o) for o in snakemake.output], log)
             draft = staging_folder(folder)
             job = Job(
                 rule=snakemake.rule,
@@ -247,20 +325,19 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
             try:
                 # Told before the folders go, which are asked what is wrong with them.
                 with storage_faults_told((draft, work.path)):
-                    yield job
-                    work.check_held()
-                    _check_outputs(snakemake.output, draft)
-                    run = _how(started, threads) | {
-                        "resumed_after_steps": work.resumed,
-                        "resumed_after_texts": work.resumed_texts,
-                    }
-                    with _copies(draft, folder, [Path(o) for o in snakemake.output]):
-                        publish(draft, folder, asked=asked, summary=job.summary, run=run)
-                    work.remove()
+                    if processes == 1:
+                        yield job
+                        how = how_it_went(started, threads)
+                    else:
+                        how = _run_in_processes(job, log_path, started, processes, parallel)
+                    how |= {"processes": processes, "parallel": parallel if processes > 1 else None}
+                    _seal(job, folder, snakemake.output, how)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         log.info("published %s after %.1f s", folder.as_posix(), time.time() - started)
         _tell_lost_lines(log_path)
+        if processes > 1:
+            sys.exit(0)  # the script's body has run, in the processes
     except UserError as error:
         log.error("%s: %s", snakemake.rule, error)
         sys.exit(f"{snakemake.rule}: {error}")
@@ -273,18 +350,73 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
         sys.exit(f"{snakemake.rule} failed: {type(error).__name__}: {error}{where}")
 
 
-def _open_log_or_leave(rule: str, path: Path | None) -> logging.Logger:
+def _tell_slurm_job(log: logging.Logger, number: int | None) -> None:
+    job = os.environ.get("SLURM_JOB_ID")
+    if job:
+        which = "" if number is None else f", attempt {number}"
+        log.info("process %d of SLURM job %s on %s%s", os.getpid(), job, platform.node(), which)
+
+
+def _asked(snakemake: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Give what defines the artifact."""
+    return {
+        "rule": snakemake.rule,
+        "wildcards": dict(snakemake.wildcards.items()),
+        "parameters": {k: v for k, v in params.items() if k not in _TRACKING},
+        "seed": params.get("seed"),
+        "inputs": _input_digests(dict(snakemake.input.items())),
+        "code": params["code"],
+        "lock": file_digest(LOCK),
+    }
+
+
+def _leave_if_published(
+    folder: Path, work: WorkFolder, outputs: list[Path], log: logging.Logger
+) -> None:
+    """End the job where just its artifact is there, whole.
+
+    Snakemake deletes a job's outputs before it starts it, so a job that an earlier Snakemake had
+    started, and lost when it was killed, has gone on to its end in the meantime.
+    """
+    if _is_published(folder, work.asked):
+        with _copies(folder, folder, outputs):
+            work.remove()
+        log.info("%s was published by a job that ran on", folder.as_posix())
+        sys.exit(0)
+
+
+def _is_published(folder: Path, asked: dict[str, Any]) -> bool:
+    """Tell whether an artifact lies at its place, and every file of it is what was published."""
     try:
-        return _open_log(path)
-    except OSError as error:
-        fault = storage_fault(error, ()) or f"{path}: {error.strerror}"
-        sys.exit(f"{rule}: its log cannot be opened: {fault}")
+        manifest = read_manifest(folder)
+        if manifest["asked"] != json.loads(canonical_json(asked)):
+            return False
+        return all(
+            file_digest(folder / name) == file["sha256"]
+            for name, file in manifest["produced"]["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _tell_lost_lines(log_path: Path | None) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, _LogFile) and handler.lost:
             print(f"{log_path} lacks lines: {handler.lost}", file=sys.stderr)
+
+
+def _seal(job: Job, folder: Path, outputs: Any, how: dict[str, Any]) -> None:
+    """Publish what the script wrote, and let go of what would have served to resume it."""
+    work = job.work
+    work.check_held()
+    _check_outputs(outputs, job.out)
+    run = how | {
+        "resumed_after_steps": work.resumed,
+        "resumed_after_texts": work.resumed_texts,
+    }
+    with _copies(job.out, folder, [Path(o) for o in outputs]):
+        publish(job.out, folder, asked=work.asked, summary=job.summary, run=run)
+    work.remove()
 
 
 def _check_outputs(outputs: Any, draft: Path) -> None:

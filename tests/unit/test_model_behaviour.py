@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import infer_auto_device_map  # type: ignore[import-untyped]
+from accelerate import infer_auto_device_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn

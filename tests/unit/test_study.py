@@ -365,3 +365,15 @@ def test_a_baseline_leaves_out_what_its_reference_leaves_out() -> None:
     for arm in ("l1", "kd", "teacher_tuned"):
         assert measured.baseline_spec(ModelId("toy", arm, 3, 2))["validation"] == 7
     assert "validation" not in of({}).baseline_spec(ModelId("toy", "l1", 3, 2))
+
+
+def test_how_many_gpus_a_training_takes_is_not_what_it_is_asked() -> None:
+    """Finished models are not made anew because the next ones take more GPUs."""
+    one, two = of({}), of({f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp"})
+    assert one.pretraining_spec("toy") == two.pretraining_spec("toy")
+    for model in one.trained():
+        if one.producer(model) == "substitute_block":
+            assert one.plan_spec(model) == two.plan_spec(model)
+            assert one.substitution_spec(model) == two.substitution_spec(model)
+        else:
+            assert one.baseline_spec(model) == two.baseline_spec(model)

@@ -17,8 +17,11 @@ rule prune_l1:
         "<benchmarks>/prune_l1/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
     conda:
         "../../envs/iskd.yaml"
+    threads: training_gpus
     resources:
-        gpu=1,
+        gpu=training_gpus,
+        processes=training_gpus,
+        parallel=training_mode,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
@@ -45,8 +48,11 @@ rule drop_layers:
         "<benchmarks>/drop_layers/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
     conda:
         "../../envs/iskd.yaml"
+    threads: training_gpus
     resources:
-        gpu=1,
+        gpu=training_gpus,
+        processes=training_gpus,
+        parallel=training_mode,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
@@ -73,8 +79,11 @@ rule distill_student:
         "<benchmarks>/distill_student/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
     conda:
         "../../envs/iskd.yaml"
+    threads: training_gpus
     resources:
-        gpu=1,
+        gpu=training_gpus,
+        processes=training_gpus,
+        parallel=training_mode,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
@@ -101,8 +110,11 @@ rule tune_teacher:
         "<benchmarks>/tune_teacher/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
     conda:
         "../../envs/iskd.yaml"
+    threads: training_gpus
     resources:
-        gpu=1,
+        gpu=training_gpus,
+        processes=training_gpus,
+        parallel=training_mode,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:

@@ -141,11 +141,24 @@ def heldout_inputs(wildcards):
 # --- resources ------------------------------------------------------------------------------
 
 
+def training_gpus(wildcards):
+    """Ask for the GPUs that a training of this teacher takes; without any, for as many cores."""
+    return STUDY.teachers[wildcards.teacher].gpus
+
+
+def training_mode(wildcards):
+    """Say how several GPUs share a training; a resource, because a change must not rerun it."""
+    return STUDY.teachers[wildcards.teacher].parallel
+
+
 def training_memory(wildcards, attempt):
     """Ask for memory in MB, half as much again with every attempt."""
     return int(16000 * 1.5 ** (attempt - 1))
 
 
 def training_runtime(wildcards, attempt):
-    """Ask for time in minutes, twice as much with every attempt."""
-    return 240 * 2 ** (attempt - 1)
+    """Ask for time in minutes, twice as much with every attempt, up to a day.
+
+    A training that takes longer goes on from its state: it needs further calls, not more time.
+    """
+    return min(240 * 2 ** (attempt - 1), 1440)

@@ -58,8 +58,11 @@ rule substitute_block:
     priority: 10
     conda:
         "../../envs/iskd.yaml"
+    threads: training_gpus
     resources:
-        gpu=1,
+        gpu=training_gpus,
+        processes=training_gpus,
+        parallel=training_mode,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
@@ -86,8 +89,11 @@ rule substitute_at_once:
         "<benchmarks>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}.jsonl"
     conda:
         "../../envs/iskd.yaml"
+    threads: training_gpus
     resources:
-        gpu=1,
+        gpu=training_gpus,
+        processes=training_gpus,
+        parallel=training_mode,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:

@@ -36,8 +36,11 @@ rule pretrain_teacher:
         "<benchmarks>/pretrain_teacher/{teacher}.jsonl"
     conda:
         "../../envs/iskd.yaml"
+    threads: training_gpus
     resources:
-        gpu=1,
+        gpu=training_gpus,
+        processes=training_gpus,
+        parallel=training_mode,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:

@@ -85,6 +85,32 @@ class Checks:
                 f"{key}.headline", f"step {teacher.headline} does not exist; last is {steps}"
             )
         self._shapes(key, teacher)
+        self._processes(key, teacher)
+
+    def _processes(self, key: str, teacher: Teacher) -> None:
+        """Check that the processes of a training can share every batch evenly."""
+        if teacher.parallel == "fsdp" and teacher.gpus == 1:
+            self._fail(
+                f"{key}.parallel", "fsdp splits a model between GPUs; set gpus to 2 or more, or ddp"
+            )
+        sizes = {f"{key}.training.batch_size": teacher.training.batch_size}
+        if not isinstance(teacher, HubTeacher):
+            sizes[f"{key}.pretraining.batch_size"] = teacher.pretraining.batch_size
+        for name, arm in self.study.arms.items():
+            if isinstance(arm, TheseusArm) and teacher.parallel == "fsdp":
+                self._fail(
+                    f"{key}.parallel",
+                    f"fsdp cannot hold both blocks of arms.{name} (method theseus); use ddp",
+                )
+            if not isinstance(arm, HubArm) and arm.training.batch_size is not None:
+                sizes[f"arms.{name}.training.batch_size"] = arm.training.batch_size
+        for place, size in sizes.items():
+            if size % teacher.gpus:
+                self._fail(
+                    place,
+                    f"{size} sequences cannot be shared evenly by the {teacher.gpus} GPUs of "
+                    f"{key}.gpus; make it a multiple of {teacher.gpus}",
+                )
 
     def _order(self, key: str, order: list[int], blocks: int) -> None:
         for index in order:

@@ -1,8 +1,9 @@
 """The one schema of a study's config, as typed code.
 
 ``workflow/schemas/config.schema.yaml`` is generated from here. Every key has a description, a
-default where one makes sense, and no unknown key is accepted. Resources (cores, memory, time,
-GPUs) are the profile's business and have no key here.
+default where one makes sense, and no unknown key is accepted. Resources (cores, memory, time) are
+the profile's business and have no key here; the GPUs of one training have, because its bits depend
+on their number.
 """
 
 import re
@@ -330,6 +331,16 @@ class TeacherMethod(Section):
         None,
         description="Shape of a student from scratch; left out, the teacher's width and as many "
         "blocks as the reference's size allows.",
+    )
+    gpus: Positive = Field(
+        1,
+        description="GPUs that each training of this model takes, with one process on each. They "
+        "share every batch, so batch sizes must be divisible by it.",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="How several GPUs share the work. ddp: each holds the whole model; fsdp: each "
+        "holds a part of the weights, gradients and optimiser states.",
     )
 
 

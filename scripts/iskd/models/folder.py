@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import distributed
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -44,7 +45,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write model and tokenizer into a folder: one file of weights, whatever their size."""
+    """Write model and tokenizer into a folder: one file of weights, whatever their size.
+
+    Of several processes that have trained it together only the first does.
+    """
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_rank():
+        return
     model.save_pretrained(folder, max_shard_size=ONE_FILE)
     tokenizer.save_pretrained(folder)
 

@@ -5,14 +5,16 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -26,7 +28,9 @@ from iskd.errors import UserError
 from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import make_optimizer, parameter_groups
-from iskd.training.resuming import StateKeeper, read_curve, states_of
+from iskd.training.processes import World, check_alike, mean, share, world
+from iskd.training.resuming import StateKeeper, newest_state, read_curve, states_of, step_of
+from iskd.training.sharding import split_by_block, take_over, twin_of
 from iskd.training.state import Interrupted, StopRequest, WorkFolder
 
 log = logging.getLogger("iskd.training")
@@ -54,11 +58,56 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self.blocks[index].long()}
 
 
+class _Shares(BatchSampler):
+    """One process's share of every batch; the batches are those of a process that is alone.
+
+    The library's way would fill an epoch's last batch up with sequences seen before, or leave
+    processes without one. Here they share it as evenly as it goes; who would get none takes its
+    first sequence, which then counts nothing.
+    """
+
+    def __init__(self, sampler: RandomSampler, batch_size: int, world: World) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.world = world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield batch[share(len(batch), self.world)] or batch[:1]
+
+
 class _ObjectiveTrainer(Trainer):
-    """The library's Trainer with one of our objectives as the loss."""
+    """The library's Trainer with one of our objectives as the loss.
+
+    Of a batch that several processes share, each sees its part. Their gradients are averaged, so
+    that each loss is weighted with the part's length: in sum the batch's mean, as if seen by one.
+    """
 
     objective: Objective = staticmethod(next_token_loss)
-    losses: list[torch.Tensor]
+    reporter: "_Reporter"
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Have the processes share the batches that one alone would see, in the same order."""
+        together = world()
+        if together.size == 1:
+            return super().get_train_dataloader()
+        dataset = self.train_dataset
+        shares = _Shares(RandomSampler(dataset), self.reporter.batch, together)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=shares,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # As the library prepares it for one process: seeded order, device, epochs.
+        return prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            use_seedable_sampler=True,
+            data_seed=self.args.data_seed,
+        )
 
     def compute_loss(
         self,
@@ -69,8 +118,15 @@ class _ObjectiveTrainer(Trainer):
     ) -> torch.Tensor:
         """Give the objective's loss; every sequence has the same length, so the mean is exact."""
         del return_outputs, num_items_in_batch
-        loss = self.objective(model, inputs)
-        self.losses.append(loss.detach())
+        together = world()
+        if together.size == 1:
+            loss = self.objective(model, inputs)
+        else:
+            whole = self.reporter.batch_of(self.state.global_step)
+            part = len(range(whole)[share(whole, together)])
+            loss = self.objective(model, {**inputs, "counted": torch.tensor(part)})
+            loss = loss * (part * together.size / whole)
+        self.reporter.losses.append(mean(loss.detach()))
         return loss
 
 
@@ -79,14 +135,13 @@ class _Reporter(TrainerCallback):
 
     def __init__(
         self,
-        history: list[dict[str, Any]],
         blocks: torch.Tensor,
         batch: int,
         *,
         count: Callable[[], int],
         on_step: OnStep | None,
     ) -> None:
-        self.history = history
+        self.history: list[dict[str, Any]] = []
         self.sequences, self.length = blocks.shape
         self.batch = batch
         self.count = count
@@ -107,7 +162,7 @@ class _Reporter(TrainerCallback):
         variant = self.on_step(step, state.max_steps) if self.on_step else None
         if variant not in self.per_sequence:
             self.per_sequence[variant] = self.count()
-        self.flops += self.per_sequence[variant] * (self.seen(step + 1) - self.seen(step))
+        self.flops += self.per_sequence[variant] * self.batch_of(step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -164,6 +219,10 @@ class _Reporter(TrainerCallback):
         epochs, batches = divmod(steps, -(-self.sequences // self.batch))
         return epochs * self.sequences + batches * self.batch
 
+    def batch_of(self, step: int) -> int:
+        """Count the sequences of one step's batch, all processes together."""
+        return self.seen(step + 1) - self.seen(step)
+
 
 def make_deterministic(seed: int) -> None:
     """Seed torch and ask for algorithms with a fixed order of summation."""
@@ -209,7 +268,8 @@ def fine_tune(
     """Train a model in place.
 
     With a work folder, a run that was killed goes on from its newest state and ends with the same
-    bits as one that was not.
+    bits as one that was not. Several processes (``iskd.training.processes``) share each batch; all
+    must call this alike.
 
     Args:
         model: the model; its parameters stay float32, bfloat16 precision is autocast.
@@ -236,90 +296,111 @@ def fine_tune(
     """
     check_length(model, blocks)
     seed %= 2**32  # numpy, which the Trainer seeds too, takes no more
+    together = world()
+    check_alike(model)
     make_deterministic(seed)
-    rates = settings["learning_rate"]
-    optimizer = make_optimizer(
-        settings["optimizer"],
-        groups
-        if groups is not None
-        else parameter_groups(
+    if groups is None:
+        groups = parameter_groups(
             model,
             new,
-            rate_new=rates["compact"],
-            rate_rest=rates["rest"],
+            rate_new=settings["learning_rate"]["compact"],
+            rate_rest=settings["learning_rate"]["rest"],
             weight_decay=settings["weight_decay"],
-        ),
-        beta2=settings["beta2"],
-    )
+        )
     steps = -(-len(blocks) // settings["batch_size"]) * settings["epochs"]
 
-    def count() -> int:
-        training = model.training
-        model.train()
-        batch = {"input_ids": blocks[:1].long().to(model.device)}
-        try:
-            return count_flops(lambda: objective(model, batch), model.parameters())
-        finally:
-            model.train(training)
-
-    history: list[dict[str, Any]] = []
-    reporter = _Reporter(history, blocks, settings["batch_size"], count=count, on_step=on_step)
+    count = partial(_flops_of_a_sequence, model, blocks, objective)
+    reporter = _Reporter(blocks, settings["batch_size"], count=count, on_step=on_step)
+    trained = model
+    if together.parallel == "fsdp":
+        if on_step is not None:
+            raise ValueError("what changes the model from step to step cannot be split: use ddp")
+        reporter.per_sequence[None] = count()  # as long as the model is whole
+        trained, groups = twin_of(model, groups)
+    optimizer = make_optimizer(settings["optimizer"], groups, beta2=settings["beta2"])
     stop = StopRequest()
     listening = nullcontext() if work is None else stop.listening()
     with tempfile.TemporaryDirectory() as scratch, listening:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         states = states_of(work, device) if work is not None else None
-        args = TrainingArguments(
-            output_dir=scratch if states is None else str(states.path),
-            num_train_epochs=settings["epochs"],
-            per_device_train_batch_size=settings["batch_size"],
-            lr_scheduler_type=_SCHEDULES[settings["schedule"]],
-            warmup_steps=round(settings["warmup"] * steps),
-            max_grad_norm=settings["clip"] or 0.0,
-            bf16=settings["precision"] == "bfloat16",
-            seed=seed,
-            data_seed=seed,
-            logging_steps=max(1, steps // REPORTS),
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            # The Trainer writes its own choice into the model's config, which is published.
-            use_cache=model.config.use_cache,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        if args.n_gpu > 1:
-            # The Trainer would spread each batch over all GPUs in sight, as so many times a batch.
-            args._n_gpu = 1
+        args = _arguments(model, settings, seed=seed, steps=steps)
+        args.output_dir = scratch if states is None else str(states.path)
+        if trained is not model:
+            split_by_block(trained, args)
         trainer = _ObjectiveTrainer(
-            model=model,
-            args=args,
-            train_dataset=TokenBlocks(blocks),
-            optimizers=(optimizer, None),
-            callbacks=[reporter],
+            model=trained, args=args, train_dataset=TokenBlocks(blocks), callbacks=[reporter]
         )
+        # Not handed over as an argument, which it refuses for a model that is split.
+        trainer.optimizer = optimizer
         trainer.objective = objective
-        trainer.losses = reporter.losses
+        trainer.reporter = reporter
         trainer.remove_callback(_printer())
+        if together.size > 1:
+            # The Trainer has seeded all processes alike; dropout shall differ between them.
+            torch.manual_seed(seed + together.rank)
         newest = None
         if states is not None and work is not None:
             trainer.add_callback(StateKeeper(states, stop, reporter.curve))
-            newest = states.newest()
-            if newest is not None:
-                done = int(newest.name.removeprefix("checkpoint-"))
-                reporter.carry_on(read_curve(newest), done)
-                work.resumed.append(done)
-                log.info("resumed after step %d of %d", done, steps)
+            newest = newest_state(states)
+        if newest is not None and work is not None:
+            reporter.carry_on(read_curve(newest), step_of(newest))
+            work.resumed.append(step_of(newest))
+            log.info("resumed after step %d of %d", step_of(newest), steps)
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if trainer.state.global_step < steps:
             raise Interrupted(
                 f"{stop.asked} after step {trainer.state.global_step} of {steps}; its state is kept"
             )
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+    if trained is not model:
+        take_over(model, trained)
+    if together.first and not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise UserError(f"after {steps} steps the weights are no numbers; {_LOWER}")
     model.eval()
-    return history
+    return reporter.history
+
+
+def _flops_of_a_sequence(model: PreTrainedModel, blocks: torch.Tensor, objective: Objective) -> int:
+    """Count what training on one sequence costs, forward and backward."""
+    training = model.training
+    model.train()
+    batch = {"input_ids": blocks[:1].long().to(model.device)}
+    try:
+        return count_flops(lambda: objective(model, batch), model.parameters())
+    finally:
+        model.train(training)
+
+
+def _arguments(
+    model: PreTrainedModel, settings: dict[str, Any], *, seed: int, steps: int
+) -> TrainingArguments:
+    """Say the settings of a run in the Trainer's words."""
+    args = TrainingArguments(
+        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=settings["batch_size"] // world().size,
+        lr_scheduler_type=_SCHEDULES[settings["schedule"]],
+        warmup_steps=round(settings["warmup"] * steps),
+        max_grad_norm=settings["clip"] or 0.0,
+        bf16=settings["precision"] == "bfloat16",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=max(1, steps // REPORTS),
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        # The Trainer writes its own choice into the model's config, which is published.
+        use_cache=model.config.use_cache,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # Not only for a model with unused parts: without it DDP puts the gradients into another
+        # order after the first step, and three numbers or more have another sum then. A run that
+        # is resumed would not end with the same bits.
+        ddp_find_unused_parameters=True,
+    )
+    if args.n_gpu > 1:
+        # The Trainer would spread each batch over all GPUs in sight, as so many times a batch.
+        args._n_gpu = 1
+    return args
 
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}

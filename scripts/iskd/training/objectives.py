@@ -8,11 +8,13 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import first_tensor
+from iskd.training.processes import batch_mean
 
 Objective = Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor]
 
@@ -84,6 +86,8 @@ class Mixture:
     def __call__(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Give the mixed loss for ``input_ids`` of shape (sequences, positions).
 
+        ``counted`` in the batch says how many of them count, where not all do.
+
         Raises:
             UserError: the student's shape does not allow a term.
         """
@@ -91,7 +95,7 @@ class Mixture:
         extra = {"attention_mask": torch.ones_like(ids)} if self.mask else {}
         target, wanted = self._ask_teacher(model, ids)
         found: list[torch.Tensor] = []
-        with _outputs(_blocks(model) if spec["hidden"] else [], found):
+        with _outputs(_blocks(_unwrapped(model)) if spec["hidden"] else [], found):
             logits = model(input_ids=ids, use_cache=False, **extra).logits
         terms: list[torch.Tensor] = []
         if spec["next_token"]:
@@ -99,7 +103,9 @@ class Mixture:
         if target is not None:
             terms.append(spec["kl"] * _divergence(logits, target, spec["temperature"]))
         if spec["hidden"]:
-            gaps = [_gap(own, other) for own, other in zip(found, wanted, strict=True)]
+            # One process of several may hold a sequence that is not its own: see training/loop.py.
+            counted = int(batch["counted"]) if "counted" in batch else len(ids)
+            gaps = [_gap(own, other, counted) for own, other in zip(found, wanted, strict=True)]
             terms.append(spec["hidden"] * torch.stack(gaps).mean())
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
@@ -112,7 +118,7 @@ class Mixture:
         if teacher is None or not (spec["kl"] or spec["hidden"]):
             return None, wanted
         if spec["hidden"]:
-            _check_shapes(model, teacher)
+            _check_shapes(_unwrapped(model), teacher)
         teacher.to(ids.device)
         # Without the logits, their large matrix product is saved too.
         run = teacher if spec["kl"] else teacher.base_model
@@ -150,6 +156,12 @@ def _blocks(model: PreTrainedModel) -> list[nn.Module]:
     return list(family_of(model.config).blocks(model))
 
 
+def _unwrapped(model: Any) -> PreTrainedModel:
+    """Give the model itself where it is wrapped, as it is with several processes."""
+    inner: PreTrainedModel = model.module if isinstance(model, DistributedDataParallel) else model
+    return inner
+
+
 def _check_shapes(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     own, other = (
         f"{len(_blocks(model))} blocks of width {model.config.hidden_size}"
@@ -177,9 +189,9 @@ def _outputs(blocks: list[nn.Module], store: list[torch.Tensor]) -> Iterator[Non
             handle.remove()
 
 
-def _gap(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def _gap(own: torch.Tensor, other: torch.Tensor, counted: int) -> torch.Tensor:
     other = other.float()
-    return (own.float() - other).square().mean() / other.square().mean()
+    return (own.float() - other).square().mean() / batch_mean(other.square(), counted)
 
 
 def _divergence(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from iskd.provenance.artifact import canonical_json
 from iskd.provenance.machine import bits_depend_on
+from iskd.training.processes import first_says, largest, wait_for_all, world
 from iskd.training.state import RunStates, StopRequest, WorkFolder, state_seconds
 
 log = logging.getLogger("iskd.training")
@@ -21,8 +22,20 @@ _CURVE = "curve.json"
 
 
 def states_of(work: WorkFolder, device: torch.device) -> RunStates:
-    """Open the states of a run that trains here: its bits depend on device and threads too."""
-    return work.run(**bits_depend_on(device), processes=int(os.environ.get("WORLD_SIZE", "1")))
+    """Open the states of a run that trains here: its bits depend on devices and threads too."""
+    return work.run(**bits_depend_on(device), processes=world().size, parallel=world().parallel)
+
+
+def newest_state(states: RunStates) -> Path | None:
+    """Find the state that all processes go on from; the first one judges them."""
+    found = states.newest() if world().first else None
+    step = first_says(-1 if found is None else step_of(found))
+    return None if step < 0 else states.path / f"checkpoint-{step}"
+
+
+def step_of(state: Path) -> int:
+    """Say after which step a state was saved."""
+    return int(state.name.removeprefix("checkpoint-"))
 
 
 class StateKeeper(TrainerCallback):
@@ -31,6 +44,9 @@ class StateKeeper(TrainerCallback):
     Saving changes no bit of the run: the Trainer keeps the order of its data and all random
     states. A request to stop is honoured at the end of the optimiser step, when they belong
     together (a state saved before it holds numbers that were drawn already).
+
+    Several processes save and stop at the same step: when the clock of the first says so, and when
+    any of them is asked to stop.
 
     Args:
         states: where they lie.
@@ -54,10 +70,14 @@ class StateKeeper(TrainerCallback):
         del args, kwargs
         if state.global_step == state.max_steps:
             return  # what follows is publishing
-        if self.stop:
+        asked = signal.Signals[self.stop.asked].value if self.stop.asked else 0
+        late = world().first and time.monotonic() - self.saved >= self.every
+        asked, due = largest([asked, int(late)])
+        if asked:
+            self.stop.asked = signal.Signals(asked).name
             log.info("%s: saving the state of step %d", self.stop.asked, state.global_step)
             control.should_training_stop = True
-        if self.stop or time.monotonic() - self.saved >= self.every:
+        if asked or due:
             control.should_save = True
 
     def on_save(
@@ -65,11 +85,14 @@ class StateKeeper(TrainerCallback):
     ) -> None:
         """Complete the state that the Trainer has written."""
         del control, kwargs
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / _CURVE).write_text(canonical_json(self.curve()), encoding="utf-8")
-        # A pickle that nothing reads, and that holds this machine's paths.
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        self.states.commit(state.global_step)
+        wait_for_all()  # each process has written its random state
+        if world().first:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / _CURVE).write_text(canonical_json(self.curve()), encoding="utf-8")
+            # A pickle that nothing reads, and that holds this machine's paths.
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            self.states.commit(state.global_step)
+        wait_for_all()  # none leaves before the state counts
         self.saved = time.monotonic()
 
 

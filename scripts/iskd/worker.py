@@ -1,0 +1,82 @@
+"""One of the processes of a job: ``torchrun ... -m iskd.worker assignment.json``.
+
+It runs the job's script as Snakemake would, with the assignment in place of Snakemake's object, and
+leaves a report of how that ended. ``iskd.launch`` starts it and reads the report.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from iskd.attempts import is_of_the_machine
+from iskd.errors import UserError
+from iskd.launch import ALIVE, Assignment, Report
+from iskd.provenance.artifact import write_text
+from iskd.provenance.storage import storage_faults_told
+from iskd.rule import how_it_went, open_log, set_environment
+from iskd.training.state import STOP_SIGNALS, Interrupted
+
+
+def main(path: Path) -> int:
+    """Run the script of an assignment and report; give the exit code.
+
+    A stop that was asked for is no failure, so that torchrun lets the other processes end too.
+    """
+    folder, rank = path.parent, int(os.environ["RANK"])
+    _live_with_the_job(folder)
+    write_text(folder / f"{rank}.pid", str(os.getpid()))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    assignment = Assignment.read(path)
+    set_environment(assignment.threads, network=False)
+    log = open_log(
+        Path(assignment.log) if assignment.log else None, process=(rank, assignment.processes)
+    )
+    report = Report(rank, "done")
+    try:
+        with storage_faults_told((Path(assignment.out), Path(assignment.work))):
+            _run(assignment)
+        report.summary, report.resumed = assignment.summary, assignment.resumed
+        report.how = how_it_went(assignment.started, assignment.threads)
+    except UserError as error:
+        report.end, report.message = "user", str(error)
+    except Interrupted as stop:
+        report.end, report.message = "again", str(stop)
+    except Exception as error:
+        log.exception("%s failed", assignment.rule)
+        # gloo, too, fails where another process has died.
+        blameless = is_of_the_machine(error) or "/gloo/" in str(error)
+        report.end = "machine" if blameless else "failed"
+        report.message = " ".join(f"{type(error).__name__}: {error}".split())
+    report.ended = time.time()
+    report.write(folder)
+    return 0 if report.end in ("done", "again") else 1
+
+
+def _live_with_the_job(folder: Path) -> None:
+    """End this process when the job's process has died, of whatever."""
+    pipe = os.open(folder / ALIVE, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(pipe, True)
+
+    def wait() -> None:
+        os.read(pipe, 1)  # nobody writes: it returns when the other end is closed
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _run(assignment: Assignment) -> None:
+    from torch import distributed
+
+    from iskd.training import processes
+
+    processes.join(assignment.parallel)
+    runpy.run_path(assignment.script, init_globals={"snakemake": assignment}, run_name="__main__")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,112 @@
+"""Small trainings that one process or several can do: the same call in each of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from iskd.models import CompactSizes, replace_block
+from iskd.models.families import family_of
+from iskd.models.scratch import fresh_model, scratch_config
+from iskd.training import loop
+from iskd.training.objectives import Mixture, Objective, next_token_loss
+from iskd.training.optimizer import published_groups
+from iskd.training.state import WorkFolder
+from iskd.training.theseus import StochasticBlocks
+
+VOCABULARY, POSITIONS = 61, 48
+SIZES = CompactSizes(width=8, heads=2, blocks=2, mlp=12, positions=POSITIONS)
+SETTINGS: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 6,
+    "learning_rate": {"compact": 1e-3, "rest": 1e-4},
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "beta2": 0.95,
+    "schedule": "cosine",
+    "warmup": 0.1,
+    "clip": 1.0,
+    "precision": "float32",
+}
+STEPS = 8  # two epochs of 19 sequences: the last batch of each has one, which some go without
+Result = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
+
+
+def small(family: str = "gpt2", *, dropout: float = 0.0, blocks: int = 2) -> PreTrainedModel:
+    shape = {"blocks": blocks, "width": 16, "heads": 2, "mlp": None}
+    config = scratch_config(
+        family,
+        shape,
+        vocabulary=VOCABULARY,
+        positions=POSITIONS,
+        end_token=0,
+        dropout=dropout,
+        initializer_range=0.2,
+    )
+    return fresh_model(config, seed=1)
+
+
+def sequences(count: int = 19) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(7)
+    return torch.randint(1, VOCABULARY, (count, 10), generator=draw, dtype=torch.int32)
+
+
+def plain(work: WorkFolder | None = None, objective: Objective = next_token_loss) -> Result:
+    model = small()
+    history = loop.fine_tune(
+        model, sequences(), SETTINGS, seed=5, work=work, objective=objective, new=[model]
+    )
+    return model.state_dict(), history
+
+
+def with_dropout(work: WorkFolder | None = None, objective: Objective = next_token_loss) -> Result:
+    model = small(dropout=0.1)
+    history = loop.fine_tune(model, sequences(), SETTINGS, seed=5, work=work, objective=objective)
+    return model.state_dict(), history
+
+
+def listening() -> Result:
+    """A new block at a rate of its own, in a model whose head is not its embedding."""
+    teacher = small("llama", blocks=3)
+    model, block = replace_block(teacher, 1, SIZES, "paper", seed=1)
+    objective = Mixture({"next_token": 0.5, "kl": 0.5, "temperature": 2.0, "hidden": 0.1}, teacher)
+    history = loop.fine_tune(model, sequences(), SETTINGS, seed=5, new=[block], objective=objective)
+    return model.state_dict(), history
+
+
+def as_published() -> Result:
+    """Blocks 10 and 11 are in no group, and stay as they are."""
+    model, _ = replace_block(small(blocks=12), 1, SIZES, "paper", seed=1)
+    groups = published_groups(
+        model, "transformer.h.1", rate_new=1e-3, rate_rest=1e-4, weight_decay=0.0
+    )
+    history = loop.fine_tune(model, sequences(), SETTINGS, seed=5, groups=groups)
+    return model.state_dict(), history
+
+
+def theseus() -> Result:
+    """In each step some blocks are not used at all."""
+    teacher = small(blocks=3)
+    model, new = replace_block(teacher, 1, SIZES, "paper", seed=1)
+    originals = {1: family_of(teacher.config).blocks(teacher)[1]}
+    with StochasticBlocks(model, originals, first=0.3, curriculum=1.0, seed=3) as blocks:
+        history = loop.fine_tune(
+            model, sequences(), SETTINGS, seed=5, new=[new], on_step=blocks.step
+        )
+    return model.state_dict(), history
+
+
+def half_precision() -> Result:
+    model = small()
+    history = loop.fine_tune(model, sequences(), SETTINGS | {"precision": "bfloat16"}, seed=5)
+    return model.state_dict(), history
+
+
+CASES: dict[str, Callable[[], Result]] = {
+    "plain": plain,
+    "listening": listening,
+    "as_published": as_published,
+    "theseus": theseus,
+    "half_precision": half_precision,
+}
