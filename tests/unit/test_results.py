@@ -44,8 +44,10 @@ MODELS: list[dict[str, Any]] = [
     {"teacher": "t", "arm": "iskd", "seed": 1, "step": 2},
     {"teacher": "u", "arm": "teacher", "seed": None, "step": 0},
     {"teacher": "u", "arm": "iskd", "seed": 1, "step": 1},
+    # A finished model of the hub has no seed and step 0, as a teacher.
+    {"teacher": "u", "arm": "finished", "seed": None, "step": 0},
 ]
-PARAMETERS = [100, 75, 60, 1000, 500]
+PARAMETERS = [100, 75, 60, 1000, 500, 250]
 
 
 def study(folder: Path) -> tuple[list[str], list[str], list[str], dict[str, Any]]:
@@ -83,6 +85,10 @@ def test_every_number_becomes_one_row_with_its_models_reduction(tmp_path: Path) 
     rows = collect(*study(tmp_path))
     assert len(rows) == len(MODELS) * 5 + 3 * 2
     assert len({frozenset(row) for row in rows}) == 1
+    finished = [row for row in rows if row["arm"] == "finished"]
+    rows = [row for row in rows if row["arm"] != "finished"]
+    assert len(finished) == 5
+    assert {row["reduction"] for row in finished} == {0.75}
     by = {(r["teacher"], r["step"], r["task"], r["metric"]): r for r in rows}
     assert len(by) == len(rows)
     last = by["t", 2, "endings", "acc"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from iskd.evaluation.results import read_result
 
+TEACHER = "teacher"
 HELDOUT = "heldout"
 MODEL = "model"
 TRAINING = "training"
@@ -38,7 +39,7 @@ def collect(
     losses = [read_result(Path(path)) for path in heldout]
     for about, result in zip(spec["heldout"], losses, strict=True):
         sizes[_key(about)] = result["facts"]["parameters"]
-        if about["step"] == 0:
+        if about["arm"] == TEACHER:
             teachers[about["teacher"]] = result["facts"]["parameters"]
 
     rows: list[dict[str, Any]] = []
