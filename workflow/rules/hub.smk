@@ -23,7 +23,6 @@ rule download_model:
         manifest="<results>/download_model/{teacher}/manifest.json",
     log:
         "<logs>/download_model/{teacher}.log",
-    retries: 2
     localrule: True
     conda:
         "../../envs/iskd.yaml"
@@ -48,7 +47,6 @@ rule download_reference:
         manifest="<results>/download_reference/{arm}/manifest.json",
     log:
         "<logs>/download_reference/{arm}.log",
-    retries: 2
     localrule: True
     conda:
         "../../envs/iskd.yaml"
@@ -69,7 +67,6 @@ rule download_corpus:
         manifest="<results>/download_corpus/manifest.json",
     log:
         "<logs>/download_corpus.log",
-    retries: 2
     localrule: True
     conda:
         "../../envs/iskd.yaml"
@@ -88,7 +85,6 @@ rule download_task:
         manifest="<results>/download_task/{task}/manifest.json",
     log:
         "<logs>/download_task/{task}.log",
-    retries: 2
     localrule: True
     conda:
         "../../envs/iskd.yaml"

@@ -86,11 +86,11 @@ def _read_lock(lock: Path) -> dict[str, str]:
     return known
 
 
-def _fetching(repo: str, error: Exception) -> UserError:
+def _fetching(repo: str, error: Exception, keys: str = "the id and the revision") -> UserError:
     said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
     return UserError(
         f"{repo} could not be fetched ({said}); "
-        f"run `snakemake prefetch` where the hub can be reached, and check the id and the revision"
+        f"run `snakemake prefetch` where the hub can be reached, and check {keys}"
     )
 
 
@@ -126,7 +126,7 @@ def fetch_rows(
         dataset = load_dataset(repo, config, split=split, revision=commit, streaming=True)
         yield from islice(dataset, rows)
     except _HUB_ERRORS as error:
-        raise _fetching(repo, error) from error
+        raise _fetching(repo, error, "id, revision, config and split") from error
 
 
 def fetch_texts(repo: str, split: str, commit: str, rows: int | None) -> Iterator[str]:
