@@ -27,17 +27,26 @@ _PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
 
 
 def what_is_missing() -> str | None:
-    """Say what a cluster lacks here, after installing what may be installed; None: nothing."""
+    """Say what a cluster lacks here and cannot get; None: nothing. Installs nothing."""
     if os.geteuid() != 0:
         return "SLURM's daemons need root"
     if any((_ETC / name).exists() and not (_ETC / name).is_symlink() for name in _FILES):
         return f"this machine has a SLURM of its own ({_ETC})"
-    if not _lacking():
-        return None
-    if shutil.which("apt-get") is None:
+    if _lacking() and shutil.which("apt-get") is None:
         return f"{', '.join(_lacking())} not found, and no apt-get to install them with"
-    _install()
-    return f"{', '.join(_lacking())} could not be installed" if _lacking() else None
+    return None
+
+
+def install() -> None:
+    """Install what is lacking from the distribution's packages.
+
+    Raises:
+        RuntimeError: it cannot be had.
+    """
+    if _lacking():
+        _install()
+    if _lacking():
+        raise RuntimeError(f"{', '.join(_lacking())} could not be installed: {PACKAGES}")
 
 
 _FILES = ("slurm.conf", "gres.conf")
