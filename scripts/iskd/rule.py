@@ -13,7 +13,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -261,21 +260,20 @@ def _run_in_processes(
 
 
 def _process_job(assignment: Assignment) -> Iterator[Job]:
-    """Give the job to the script in one of several processes: the first one's files count."""
+    """Give the job to the script in one of several processes."""
     work = WorkFolder(Path(assignment.work), assignment.asked)
-    with tempfile.TemporaryDirectory(prefix="iskd-") as scratch:
-        job = Job(
-            rule=assignment.rule,
-            params=assignment.params,
-            seed=int(assignment.params.get("seed", 0)),
-            threads=assignment.threads,
-            inputs=assignment.inputs,
-            wildcards=assignment.wildcards,
-            out=Path(scratch if int(os.environ["RANK"]) else assignment.out),
-            log=logging.getLogger("iskd"),
-            work=work,
-        )
-        yield job
+    job = Job(
+        rule=assignment.rule,
+        params=assignment.params,
+        seed=int(assignment.params.get("seed", 0)),
+        threads=assignment.threads,
+        inputs=assignment.inputs,
+        wildcards=assignment.wildcards,
+        out=Path(assignment.out),
+        log=logging.getLogger("iskd"),
+        work=work,
+    )
+    yield job
     assignment.summary, assignment.resumed = job.summary, work.resumed
 
 

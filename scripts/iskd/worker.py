@@ -35,6 +35,10 @@ def main(path: Path) -> int:
     log = open_log(
         Path(assignment.log) if assignment.log else None, process=(rank, assignment.processes)
     )
+    if rank:
+        # Only the first process's files count; the others' go with the job's own folder.
+        assignment.out = str(folder / f"out-{rank}")
+        Path(assignment.out).mkdir()
     report = Report(rank, "done")
     try:
         with storage_faults_told((Path(assignment.out), Path(assignment.work))):
