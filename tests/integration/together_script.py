@@ -19,7 +19,7 @@ with run_rule(snakemake) as job:
     from iskd.errors import UserError
     from iskd.training.objectives import next_token_loss
     from iskd.training.processes import world
-    from tests.unit import together
+    from tests.integration import together
 
     fault = job.params.get("fault", {})
     mine = fault.get("process") in (None, world().rank)

@@ -25,7 +25,7 @@ from iskd.launch import Assignment, Report, run_processes
 from iskd.locks import read_holder
 from iskd.training.processes import World, share
 from iskd.training.state import STATE_SECONDS, Interrupted
-from tests.unit import together
+from tests.integration import together
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("together_script.py")

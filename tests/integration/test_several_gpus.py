@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Clone
+from tests.workflow.conftest import Clone, make_clone
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +28,11 @@ def finished(clone: Clone) -> Clone:
     done = clone.snakemake(*TARGETS, "--configfile", FILE, "-c", "2", "--resources", "gpu=2")
     assert done.returncode == 0, done.stderr[-4000:]
     return clone
+
+
+@pytest.fixture(scope="module")
+def clone_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
+    return lambda name: make_clone(tmp_path_factory.mktemp(name) / "clone")
 
 
 @pytest.fixture(scope="module")
