@@ -35,6 +35,11 @@ def clone_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]
     return lambda name: make_clone(tmp_path_factory.mktemp(name) / "clone")
 
 
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return make_clone(tmp_path / "clone")
+
+
 @pytest.fixture(scope="module")
 def alone(clone_at: Callable[[str], Clone]) -> Clone:
     return finished(clone_at("alone"))
