@@ -19,7 +19,7 @@ rule evaluate:
         "../../envs/iskd.yaml"
     resources:
         gpu=1,
-        mem_mb=training_memory,
+        mem_mb=evaluation_memory,
         runtime=training_runtime,
     params:
         spec=lambda wildcards: PLAN.evaluation_spec(wildcards.task),
@@ -43,7 +43,7 @@ rule evaluate_heldout:
         "../../envs/iskd.yaml"
     resources:
         gpu=1,
-        mem_mb=training_memory,
+        mem_mb=evaluation_memory,
         runtime=training_runtime,
     params:
         spec=PLAN.heldout_spec(),

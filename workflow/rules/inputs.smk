@@ -151,9 +151,14 @@ def training_mode(wildcards):
     return STUDY.teachers[wildcards.teacher].parallel
 
 
-def training_memory(wildcards, attempt):
+def evaluation_memory(wildcards, attempt):
     """Ask for memory in MB, half as much again with every attempt."""
     return int(16000 * 1.5 ** (attempt - 1))
+
+
+def training_memory(wildcards, attempt):
+    """Ask for the same for each of a training's processes, which all load the model."""
+    return training_gpus(wildcards) * evaluation_memory(wildcards, attempt)
 
 
 def training_runtime(wildcards, attempt):
