@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
 SCRIPTS = Path(workflow.basedir).parent / "scripts"
@@ -14,6 +15,7 @@ from iskd.errors import UserError
 from iskd.locks import read_holder, take_lock
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.times import settle_times
+from iskd.training.state import sweep
 
 
 def config_name():
@@ -36,9 +38,12 @@ def checked_study():
 
 def lock_study():
     """Keep a second Snakemake off the study until this one ends, however it ends."""
-    file = Path(".snakemake", f"{STUDY.study}.lock")
-    if take_lock(file) is None:
-        holder = read_holder(file) or {"pid": "?", "host": "?"}
+    # A call that only looks, as `snakemake -n`, may hold it for a moment (tidy_results).
+    until = time.monotonic() + 3
+    while (lock := take_lock(STUDY_LOCK)) is None and time.monotonic() < until:
+        time.sleep(0.1)
+    if lock is None:
+        holder = read_holder(STUDY_LOCK) or {"pid": "?", "host": "?"}
         print(
             f"study {STUDY.study}: snakemake already runs it in this folder (process "
             f"{holder['pid']} on {holder['host']}); wait for its end, or stop it first",
@@ -47,13 +52,30 @@ def lock_study():
         sys.exit(1)
 
 
+def tidy_results():
+    """Put the results in order before Snakemake looks at them, unless another one is at work."""
+    results = Path("results", STUDY.study)
+    if not results.is_dir():
+        return
+    try:
+        STUDY_LOCK.parent.mkdir(exist_ok=True)
+        lock = take_lock(STUDY_LOCK)
+    except OSError:
+        return  # no right to write here: the results are only looked at
+    if lock is not None:
+        sweep(results)
+        settle_times(results)
+        os.close(lock)
+
+
 STUDY = checked_study()
 PLAN = StudyPlan(STUDY)
 HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
 
-# Before Snakemake looks at them: results that were copied here have the times of their copying.
+STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")
+
 if workflow.is_main_process:
-    settle_times(Path("results", STUDY.study))
+    tidy_results()
 
 TEACHER_FILES = [
     "config.json",

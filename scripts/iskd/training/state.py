@@ -187,6 +187,27 @@ class WorkFolder:
             os.close(descriptor)
 
 
+def sweep(results: Path) -> None:
+    """Remove what jobs left that were killed when they had just published their artifact.
+
+    Nothing else would: an artifact that is there is not made again. A job that still runs keeps
+    its folder, and so do the states of an artifact that is not there.
+    """
+    for work in sorted(results.rglob(".*.work")):
+        name = work.name.removeprefix(".").removesuffix(".work")
+        if not (work.with_name(name) / MANIFEST).exists():
+            continue
+        try:
+            descriptor = take_lock(work / _LOCK)
+        except OSError:  # a job that has removed it itself in the meantime
+            continue
+        if descriptor is None:
+            continue
+        shutil.rmtree(work.with_name(f".{name}.old"), ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(descriptor)
+
+
 class RunStates:
     """The states of one run: folders ``checkpoint-N`` as transformers' Trainer writes them.
 
