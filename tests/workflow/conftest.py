@@ -75,6 +75,17 @@ def make_clone(folder: Path) -> Clone:
     return Clone(folder)
 
 
+def check_same_results(one: Clone, other: Clone, study: str) -> None:
+    """Compare every file of a study but those that say how and when."""
+    told_apart = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
+    ours, theirs = (
+        {n: data for n, data in c.files(f"results/{study}").items() if not told_apart.search(n)}
+        for c in (one, other)
+    )
+    assert set(ours) == set(theirs)
+    assert [n for n in ours if ours[n] != theirs[n]] == []
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
     """A copy for one test."""
