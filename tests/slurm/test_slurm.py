@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -78,21 +79,19 @@ class Study:
             "SLURM_PARTITION": PARTITION,
             "ISKD_STATE_SECONDS": "2",
         }
-        # Every manifest ever seen at a place, by inode and time of writing.
-        self.seen: dict[str, set[tuple[int, int]]] = {}
+        # Every report of a run ever seen at a place: start, seconds, SLURM job. (Snakemake touches
+        # what a job has made, so times tell nothing.)
+        self.seen: dict[str, set[bytes]] = {}
         self.over = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while not self.over.wait(0.3):
-            for manifest in self.results.rglob("manifest.json"):
-                place = manifest.parent.relative_to(self.results)
+            for report in self.results.rglob("run.json"):
+                place = report.parent.relative_to(self.results)
                 if not any(part.startswith(".") for part in place.parts):
-                    try:
-                        found = manifest.stat()
-                    except FileNotFoundError:
-                        continue
-                    self.seen.setdefault(str(place), set()).add((found.st_ino, found.st_mtime_ns))
+                    with suppress(FileNotFoundError):
+                        self.seen.setdefault(str(place), set()).add(report.read_bytes())
 
     def call(self) -> None:
         """Type the command, the same each time."""
