@@ -295,8 +295,7 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
     started = time.time()
     processes, parallel, threads = processes_of(snakemake)
     set_environment(threads, network=network)
-    # A download that failed is worth another attempt whatever it failed of.
-    attempt_number = None if network else getattr(snakemake, "resources", {}).get("attempt")
+    attempt_number = getattr(snakemake, "resources", {}).get("attempt")
     log_path = Path(snakemake.log[0]) if len(snakemake.log) else None
     log = _open_log_or_leave(snakemake.rule, log_path)
     folder = Path(snakemake.output.manifest).parent

@@ -217,6 +217,42 @@ def test_an_output_outside_of_the_folder_gets_its_copy() -> None:
     assert os.listdir("results/deep") == ["metrics.csv"]  # noqa: PTH208
 
 
+def test_what_a_job_that_ran_on_has_published_is_not_made_again() -> None:
+    """Its Snakemake was killed, the next one's job comes when it has just ended."""
+    asked = rule({"a": "results/make/a.txt", "copy": "results/a.txt"})
+    work(asked)
+    before = (FOLDER / RUN).read_bytes()
+    Path("results/a.txt").unlink()
+    with pytest.raises(SystemExit) as ended:
+        work(asked, "never written")
+    assert ended.value.code == 0
+    assert (FOLDER / RUN).read_bytes() == before
+    assert Path("results/a.txt").read_text() == "text"
+    assert "published by a job that ran on" in Path("results/logs/make.log").read_text()
+
+
+@pytest.mark.parametrize("damage", ["a.txt", MANIFEST, "other parameters"])
+def test_what_is_not_just_this_artifact_whole_is_made_again(damage: str) -> None:
+    work(rule())
+    if damage == "other parameters":
+        work(rule(spec={"size": 2}), "new")
+    else:
+        (FOLDER / damage).write_text("{}")
+        work(rule(), "new")
+    assert (FOLDER / "a.txt").read_text() == "new"
+
+
+def test_a_further_attempt_at_what_failed_by_its_own_fault_is_not_made() -> None:
+    asked = rule()
+    asked.resources = {"attempt": 1}
+    with pytest.raises(SystemExit, match="too short"):
+        fail(UserError("corpus: too short"), asked)
+    asked.resources = {"attempt": 2}
+    with pytest.raises(SystemExit, match=r"too short \(attempt 2 is not made"):
+        work(asked)
+    assert not FOLDER.exists()
+
+
 def test_the_manifest_does_not_depend_on_time_or_place() -> None:
     found = []
     for place in ("one", "two/deep"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -267,16 +268,23 @@ with WorkFolder(Path(sys.argv[1]), {}).locked():
 """
 
 
-def test_one_process_at_a_time_works_on_an_artifact(tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path / "work", {})
+@contextmanager
+def held(work: Path, *words: str) -> "Iterator[subprocess.Popen[str]]":
+    """Have another process hold the lock of a work folder."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(work.path), "busy"],
+        [sys.executable, "-c", HOLDER, str(work), *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
+        yield holder
+
+
+def test_one_process_at_a_time_works_on_an_artifact(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / "work", {})
+    with held(work.path, "busy") as holder:
         with pytest.raises(Interrupted, match="another job"), work.locked(patience=0.2):
             pass
         # A lock goes with its process, however that ends.
@@ -291,16 +299,8 @@ def test_a_job_that_was_lost_is_asked_to_stop(
 ) -> None:
     """Its Snakemake was killed and it ran on; the next one's job takes over from it."""
     work = WorkFolder(tmp_path / "work", {})
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(work.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as lost:
-        assert lost.stdout is not None
-        assert lost.stdout.readline() == "held\n"
-        with caplog.at_level("INFO"), work.locked(patience=60):
-            assert lost.wait() == -signal.SIGTERM
+    with held(work.path) as lost, caplog.at_level("INFO"), work.locked(patience=60):
+        assert lost.wait() == -signal.SIGTERM
     assert f"process {lost.pid} is asked" in caplog.text
 
 

@@ -1,14 +1,12 @@
 """What a job left that was killed between publishing and tidying up."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from iskd.provenance.artifact import MANIFEST
 from iskd.training.state import sweep
+from tests.unit.test_state import held
 
 
 @pytest.fixture
@@ -44,25 +42,8 @@ def test_states_of_an_artifact_that_is_not_there_stay(artifact: Path, tmp_path: 
 
 
 def test_a_job_that_still_runs_keeps_its_folder(artifact: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from iskd.locks import take_lock\n"
-        "assert take_lock(Path(sys.argv[1])) is not None\n"
-        "print('held', flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    scripts = Path(__file__).resolve().parents[2] / "scripts"
     before = sorted(tmp_path.rglob("*"))
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(work_of(artifact) / "lock")],
-        env={**os.environ, "PYTHONPATH": str(scripts)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
+    with held(work_of(artifact)) as holder:
         sweep(tmp_path)
         assert sorted(tmp_path.rglob("*")) == before
         holder.communicate("")
