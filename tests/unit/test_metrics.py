@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from iskd.errors import UserError
 from iskd.paper.metrics import (
+    KEY_COLUMNS,
     METRIC_COLUMNS,
     aggregate,
     check_chance,
@@ -63,9 +64,7 @@ rows_strategy = st.lists(
         }
     ),
     max_size=8,
-    unique_by=lambda r: tuple(
-        str(r[k]) for k in METRIC_COLUMNS if k not in ("value", "stderr", "n")
-    ),
+    unique_by=lambda r: tuple(str(r[k]) for k in KEY_COLUMNS),
 )
 
 
@@ -88,12 +87,14 @@ def test_order_of_rows_does_not_matter_and_files_round_trip(
 def test_the_file_is_canonical(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     count = {"task": "model", "metric": "parameters", "value": 124439808, "stderr": None, "n": None}
-    write_metrics([row(seed=2, value=1 / 3), teacher_row(**count), row(seed=10, value=-0.0)], path)
+    interval = {"low": -0.1, "high": 0.2, "clusters": 7}
+    rows = [row(seed=2, value=1 / 3), teacher_row(**count), row(seed=10, value=-0.0, **interval)]
+    write_metrics(rows, path)
     assert path.read_bytes().decode() == (
-        "study,teacher,arm,seed,step,reduction,task,metric,value,stderr,n\n"
-        "toy,gpt2,iskd,2,1,0.25,hellaswag,acc,0.3333333333,0.0045,10042\n"
-        "toy,gpt2,iskd,10,1,0.25,hellaswag,acc,0,0.0045,10042\n"
-        "toy,gpt2,teacher,,0,0,model,parameters,124439808,,\n"
+        "study,teacher,arm,seed,step,reduction,task,metric,value,stderr,low,high,n,clusters\n"
+        "toy,gpt2,iskd,2,1,0.25,hellaswag,acc,0.3333333333,0.0045,,,10042,\n"
+        "toy,gpt2,iskd,10,1,0.25,hellaswag,acc,0,0.0045,-0.1,0.2,10042,7\n"
+        "toy,gpt2,teacher,,0,0,model,parameters,124439808,,,,,\n"
     )
 
 

@@ -9,7 +9,9 @@
 | task, metric | what was measured, see `MEASURES`; facts of the model have the task `model` |
 | value | accuracies as fractions, loss in nats per token, parameters as a count |
 | stderr | standard error of `value` over the task's items, in the unit of `value`; may be empty |
+| low, high | ends of its 95 % interval, in the unit of `value`; may be empty |
 | n | number of items; may be empty |
+| clusters | number of sources (passages, stories) that the items come from; may be empty |
 """
 
 import csv
@@ -36,9 +38,14 @@ METRIC_COLUMNS = (
     "metric",
     "value",
     "stderr",
+    "low",
+    "high",
     "n",
+    "clusters",
 )
 KEY_COLUMNS = METRIC_COLUMNS[:8]
+OPTIONAL_COLUMNS = ("low", "high", "clusters")
+"""Columns that a row may leave out; a written table has them all."""
 TEACHER_ARM = "teacher"
 HELDOUT = ("heldout", "loss")
 PARAMETERS = ("model", "parameters")
@@ -51,7 +58,10 @@ _DTYPES = {
     "reduction": "float64",
     "value": "float64",
     "stderr": "float64",
+    "low": "float64",
+    "high": "float64",
     "n": "Int64",
+    "clusters": "Int64",
 }
 # Above this a float no longer tells neighbouring integers apart.
 _EXACT_INTEGERS = 2**53
@@ -122,8 +132,9 @@ def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, where: str = "metrics
     """Return the rows checked, typed and in canonical order.
 
     Args:
-        rows: mappings with exactly the keys `METRIC_COLUMNS`, or a frame with these columns. None,
-            NaN and the empty string stand for an empty seed, stderr or n.
+        rows: mappings with the keys `METRIC_COLUMNS`, of which `OPTIONAL_COLUMNS` may be left out,
+            or a frame with these columns. None, NaN and the empty string stand for an empty seed,
+            stderr, low, high, n or clusters.
         where: where the rows come from, for messages.
 
     Raises:
@@ -158,8 +169,8 @@ def write_metrics(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: Path) 
 def read_metrics(path: Path) -> pd.DataFrame:
     """Read a file of `write_metrics`, whatever the order of its columns and rows.
 
-    Returns a frame with the columns `METRIC_COLUMNS`; seed and n are nullable integers, an empty
-    stderr is NaN.
+    Returns a frame with the columns `METRIC_COLUMNS`; seed, n and clusters are nullable integers,
+    an empty stderr, low or high is NaN.
 
     Raises:
         UserError: the file is missing or not UTF-8, or its content fails the checks of `tidy`.
@@ -266,13 +277,13 @@ def aggregate(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def _check_columns(names: Iterable[str], where: str) -> None:
     given = list(names)
-    missing = [name for name in METRIC_COLUMNS if name not in given]
+    missing = [n for n in METRIC_COLUMNS if n not in given and n not in OPTIONAL_COLUMNS]
     unknown = sorted({str(name) for name in given} - set(METRIC_COLUMNS))
     if missing:
         raise UserError(f"{where}: missing columns: {', '.join(missing)}")
     if unknown:
         raise UserError(f"{where}: unknown columns: {', '.join(unknown)}")
-    if len(given) != len(METRIC_COLUMNS):
+    if len(given) != len(set(given)):
         raise UserError(f"{where}: a column is there twice")
 
 
@@ -281,14 +292,18 @@ def _checked_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name in _NAME_COLUMNS:
         checked[name] = _name(row[name], where, name)
-    for name in ("seed", "n"):
+    row = dict.fromkeys(OPTIONAL_COLUMNS) | dict(row)
+    for name in ("seed", "n", "clusters"):
         checked[name] = None if _is_missing(row[name]) else _integer(row[name], where, name)
     checked["step"] = _integer(row["step"], where, "step")
     for name in ("reduction", "value"):
         checked[name] = _number(row[name], where, name)
-    checked["stderr"] = (
-        None if _is_missing(row["stderr"]) else _number(row["stderr"], where, "stderr")
-    )
+    for name in ("stderr", "low", "high"):
+        checked[name] = None if _is_missing(row[name]) else _number(row[name], where, name)
+    if (checked["low"] is None) != (checked["high"] is None):
+        raise UserError(f"{where}: an interval needs both low and high")
+    if checked["low"] is not None and checked["low"] > checked["high"]:
+        raise UserError(f"{where}: low is above high")
     if checked["stderr"] is not None and checked["stderr"] < 0:
         raise UserError(f"{where}: stderr is negative")
     if checked["reduction"] >= 1:
