@@ -1,14 +1,23 @@
 """One evaluation on disk, and all of a study's in one table."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from iskd.errors import UserError
 from iskd.evaluation.collect import collect
 from iskd.evaluation.metric import Metric
-from iskd.evaluation.results import RESULT, SAMPLES, read_result, write_result
+from iskd.evaluation.results import (
+    RESULT,
+    SAMPLES,
+    read_result,
+    read_samples,
+    write_result,
+    write_samples,
+)
 
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
@@ -22,8 +31,32 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
         },
         "facts": {"chance": 0.1},
     }
-    lines = (tmp_path / SAMPLES).read_text().splitlines()
+    lines = gzip.decompress((tmp_path / SAMPLES).read_bytes()).decode().splitlines()
     assert lines == ['{"a": 2, "b": 1}', '{"a": 3}']
+    assert read_samples(tmp_path / SAMPLES) == [{"a": 2, "b": 1}, {"a": 3}]
+
+
+def test_samples_are_the_same_bytes_whatever_the_time_and_the_name(tmp_path: Path) -> None:
+    samples = [{"index": i, "source": f"Böck {i // 2}"} for i in range(40)]
+    one, other = tmp_path / "one.gz", tmp_path / "other.gz"
+    write_samples(one, samples)
+    write_samples(other, iter(samples))
+    assert one.read_bytes() == other.read_bytes()
+    assert one.read_bytes()[3:8] == bytes(5)  # no flags, so no name; seconds 0 (RFC 1952, 2.3)
+    assert read_samples(one) == samples
+
+
+def test_damaged_samples_are_named(tmp_path: Path) -> None:
+    path = tmp_path / SAMPLES
+    with pytest.raises(UserError, match="no such file"):
+        read_samples(path)
+    write_samples(path, [{"index": i} for i in range(1000)])
+    whole = path.read_bytes()
+    for damaged in (whole[:-30], b"plain text\n", gzip.compress(b"{not json}\n")):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged") as caught:
+            read_samples(path)
+        assert str(path) in str(caught.value)
 
 
 def test_without_items_there_is_no_file_of_samples(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ rule evaluate:
         rows=ancient("<results>/prepare_task/{task}/rows.jsonl"),
     output:
         result="<results>/evaluate/{model}/{task}/result.json",
-        samples="<results>/evaluate/{model}/{task}/samples.jsonl",
+        samples="<results>/evaluate/{model}/{task}/samples.jsonl.gz",
         manifest="<results>/evaluate/{model}/{task}/manifest.json",
     log:
         "<logs>/evaluate/{model}/{task}.log",
