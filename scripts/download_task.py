@@ -14,6 +14,10 @@ with run_rule(snakemake, network=True) as job:
 
     spec = job.params["spec"]
     commit = locked_revision(spec["dataset"], "dataset", spec["revision"], Path(job.params["lock"]))
-    rows = list(fetch_rows(spec["dataset"], spec["config"], spec["split"], commit, None))
-    write_rows(job.out / "rows.jsonl", rows)
-    job.summary |= {"dataset": spec["dataset"], "commit": commit, "rows": len(rows)}
+    job.summary |= {"dataset": spec["dataset"], "commit": commit}
+    for part, split in (("rows", spec["split"]), ("examples", spec["examples"])):
+        rows = (
+            list(fetch_rows(spec["dataset"], spec["config"], split, commit, None)) if split else []
+        )
+        write_rows(job.out / f"{part}.jsonl", rows)
+        job.summary[part] = len(rows)

@@ -11,19 +11,35 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     import torch
 
-    from iskd.evaluation.harness import evaluate_task
+    from iskd.evaluation.harness import evaluate_stock_task, evaluate_task
     from iskd.evaluation.results import write_result
     from iskd.models.folder import load_model, load_tokenizer
 
     spec = job.params["spec"]
-    result = evaluate_task(
-        load_model(job.folder("model"), getattr(torch, spec["precision"])),
-        load_tokenizer(job.folder("model")),
-        spec["kind"],
-        Path(job.inputs["rows"]),
-        batch_size=spec["batch_size"],
-        seed=0,
-        work=job.work,
-    )
+    model = load_model(job.folder("model"), getattr(torch, spec["precision"]))
+    tokenizer, rows = load_tokenizer(job.folder("model")), Path(job.inputs["rows"])
+    if spec["stock"]:
+        examples = job.inputs.get("examples")
+        result = evaluate_stock_task(
+            model,
+            tokenizer,
+            spec["kind"],
+            rows,
+            batch_size=spec["batch_size"],
+            seed=spec["seed"],
+            examples_path=Path(examples) if examples else None,
+            fewshot=spec["fewshot"],
+            work=job.work,
+        )
+    else:
+        result = evaluate_task(
+            model,
+            tokenizer,
+            spec["kind"],
+            rows,
+            batch_size=spec["batch_size"],
+            seed=spec["seed"],
+            work=job.work,
+        )
     write_result(job.out, result.metrics, facts={"chance": result.chance}, samples=result.samples)
     job.summary |= {name: metric.value for name, metric in result.metrics.items()}

@@ -1,4 +1,4 @@
-"""Measure one model's next-token loss on the held-out text."""
+"""Measure one model's next-token loss on a held-out text, and how far it is from its teacher."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,19 +11,30 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     import torch
 
-    from iskd.data.corpus import load_blocks
+    from iskd.data.corpus import load_blocks, load_stories
     from iskd.evaluation.flops import flops_per_token
-    from iskd.evaluation.heldout import heldout_loss
+    from iskd.evaluation.heldout import heldout_metrics, score_blocks
     from iskd.evaluation.results import write_result
-    from iskd.models.folder import load_model
+    from iskd.models.folder import checkpoint_bytes, load_model
 
-    spec = job.params["spec"]
-    model = load_model(job.folder("model"), getattr(torch, spec["precision"]))
-    blocks = load_blocks(Path(job.inputs["heldout"]))
-    loss = heldout_loss(model, blocks, batch_size=spec["batch_size"], work=job.work)
+    spec, text = job.params["spec"], Path(job.inputs["heldout"])
+    precision = getattr(torch, spec["precision"])
+    model = load_model(job.folder("model"), precision)
+    stories, blocks = load_stories(text), load_blocks(text)
+    samples = score_blocks(
+        model,
+        blocks,
+        batch_size=spec["batch_size"],
+        # The teacher itself is not compared with anything.
+        teacher=load_model(job.folder("teacher"), precision) if "teacher" in job.inputs else None,
+        stories=None if stories is None else stories.tolist(),
+        work=job.work,
+    )
     facts = {
         "parameters": model.num_parameters(),
         "flops_per_token": flops_per_token(model, blocks.shape[1]),
+        "checkpoint_bytes": checkpoint_bytes(job.folder("model")),
     }
-    write_result(job.out, {"loss": loss}, facts=facts)
-    job.summary |= {"loss": loss.value}
+    metrics = heldout_metrics(samples)
+    write_result(job.out, metrics, facts=facts, samples=samples)
+    job.summary |= {name: metric.value for name, metric in metrics.items()}

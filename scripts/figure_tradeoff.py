@@ -9,14 +9,17 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.figures import save_figure, tradeoff_figure
-    from iskd.paper.metrics import read_metrics
+    from iskd.paper.figures.canvas import save_figure
+    from iskd.paper.figures.tradeoff import tradeoff_figure
+    from iskd.paper.metrics import chance_levels, read_metrics
 
     spec = job.params["spec"]
+    metrics = read_metrics(Path(job.inputs["metrics"]))
     figure, plotted = tradeoff_figure(
-        read_metrics(Path(job.inputs["metrics"])),
+        metrics,
         spec["headline"],
-        spec["chance"],
+        chance_levels(metrics),
         job.wildcards["teacher"],
+        spec["claims"],
     )
     save_figure(figure, plotted, job.out / "tradeoff")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.data.cloze import cloze_rows
-    from iskd.data.rows import read_rows, sample_rows, write_rows
+    from iskd.data.rows import read_any_rows, read_rows, sample_rows, write_rows
     from iskd.data.texts import read_texts
 
     spec = job.params["spec"]
@@ -18,7 +18,7 @@ with run_rule(snakemake) as job:
     if spec["source"] == "heldout":
         rows = cloze_rows(read_texts(source), spec["rows"], job.seed)
     else:
-        rows = read_rows(source, spec["kind"])
+        rows = read_any_rows(source) if spec["stock"] else read_rows(source, spec["kind"])
         rows = sample_rows(rows, spec["rows"] or len(rows), job.seed)
     write_rows(job.out / "rows.jsonl", rows)
     job.summary |= {"rows": len(rows)}

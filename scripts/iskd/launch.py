@@ -221,6 +221,9 @@ def _verdict(reports: list[Report], processes: int, code: int, stop: StopRequest
         for key in ("peak_memory_mb", "peak_gpu_memory_mb"):
             peaks = [report.how[key] for report in reports if report.how.get(key) is not None]
             first.how[key] = max(peaks, default=None)
+        first.how["gpus"] = sum(report.how["gpus"] for report in reports)
+        joules = [report.how["energy_joules"] for report in reports]
+        first.how["energy_joules"] = None if None in joules else sum(joules)
         return first
     if stop.asked:
         raise Interrupted(f"{stop.asked} before there was a state to keep, or after the last one")

@@ -35,6 +35,8 @@ from iskd.provenance.artifact import (
     read_manifest,
     staging_folder,
 )
+from iskd.provenance.energy import EnergyMeter
+from iskd.provenance.ledger import Spent
 from iskd.provenance.storage import storage_fault, storage_faults_told
 from iskd.training.state import EXIT_AGAIN, Interrupted, WorkFolder
 
@@ -137,6 +139,8 @@ def set_environment(threads: int, *, network: bool) -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     # cuBLAS reads this once, when CUDA comes up; without it its sums have no fixed order.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # torch's profiler, which counts memory, would print a line whenever it starts or stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     for switch in _OFFLINE_SWITCHES:
         os.environ[switch] = "0" if network else "1"
 
@@ -182,8 +186,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def how_it_went(started: float, threads: int) -> dict[str, Any]:
-    """Describe how the job went, as far as it does not define the result."""
+def how_it_went(started: float, threads: int, meter: EnergyMeter) -> dict[str, Any]:
+    """Describe how the job went, as far as it does not define the result.
+
+    ``energy_joules`` is what the job's GPU has taken since the meter was started, or else the
+    machine's processors; ``energy_covers`` says in words what is in it besides the job.
+    """
+    energy = meter.read()  # before CUDA comes up for the sake of a name below
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
     changes = _git("status", "--porcelain", "--untracked-files=no")
@@ -195,6 +204,9 @@ def how_it_went(started: float, threads: int) -> dict[str, Any]:
         "git": {"commit": _git("rev-parse", "HEAD"), "modified": modified},
         "versions": _versions(),
         "threads": threads,
+        "gpus": energy.gpus,
+        "energy_joules": energy.joules,
+        "energy_covers": energy.covers,
         "device": torch.cuda.get_device_name() if torch is not None and cuda else "cpu",
         "deterministic": bool(torch is not None and torch.are_deterministic_algorithms_enabled()),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -259,9 +271,18 @@ def _run_in_processes(
     return report.how
 
 
+def _count_processors(how: dict[str, Any], meter: EnergyMeter) -> None:
+    """Put in the processors' energy where there are no GPUs: each process has counted them all."""
+    if not how["gpus"]:
+        processors = meter.read()
+        how["energy_joules"], how["energy_covers"] = processors.joules, processors.covers
+
+
 def _process_job(assignment: Assignment) -> Iterator[Job]:
     """Give the job to the script in one of several processes."""
     work = WorkFolder(Path(assignment.work), assignment.asked)
+    # Each process would know of its own GPU's energy alone.
+    work.open_ledger(lambda: Spent(time.time() - assignment.started, None))
     job = Job(
         rule=assignment.rule,
         params=assignment.params,
@@ -292,7 +313,7 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
     if isinstance(snakemake, Assignment):
         yield from _process_job(snakemake)
         return
-    started = time.time()
+    started, meter = time.time(), EnergyMeter()
     processes, parallel, threads = processes_of(snakemake)
     set_environment(threads, network=network)
     attempt_number = getattr(snakemake, "resources", {}).get("attempt")
@@ -304,6 +325,9 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
         with storage_faults_told():
             asked = _asked(snakemake, params)
         work = WorkFolder.beside(folder, asked)
+        work.spent = lambda: Spent(
+            time.time() - started, meter.read().joules if processes == 1 else None
+        )
         _tell_slurm_job(log, attempt_number)
         with storage_faults_told(), work.locked(), attempt(work, attempt_number):
             _leave_if_published(folder, work, [Path(o) for o in snakemake.output], log)
@@ -324,13 +348,15 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
                 with storage_faults_told((draft, work.path)):
                     if processes == 1:
                         yield job
-                        how = how_it_went(started, threads)
+                        how = how_it_went(started, threads, meter)
                     else:
                         how = _run_in_processes(job, log_path, started, processes, parallel)
+                        _count_processors(how, meter)
                     how |= {"processes": processes, "parallel": parallel if processes > 1 else None}
                     _seal(job, folder, snakemake.output, how)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
+                meter.stop()
         log.info("published %s after %.1f s", folder.as_posix(), time.time() - started)
         _tell_lost_lines(log_path)
         if processes > 1:
@@ -407,7 +433,10 @@ def _seal(job: Job, folder: Path, outputs: Any, how: dict[str, Any]) -> None:
     work = job.work
     work.check_held()
     _check_outputs(outputs, job.out)
+    in_all = work.in_all(Spent(how["seconds"], how["energy_joules"]))
     run = how | {
+        "seconds_in_all": round(in_all.seconds, 3),
+        "energy_joules_in_all": in_all.joules,
         "resumed_after_steps": work.resumed,
         "resumed_after_texts": work.resumed_texts,
     }

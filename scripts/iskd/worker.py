@@ -16,6 +16,7 @@ from iskd.attempts import is_of_the_machine
 from iskd.errors import UserError
 from iskd.launch import ALIVE, Assignment, Report
 from iskd.provenance.artifact import write_text
+from iskd.provenance.energy import EnergyMeter
 from iskd.provenance.storage import storage_faults_told
 from iskd.rule import how_it_went, open_log, set_environment
 from iskd.training.state import STOP_SIGNALS, Interrupted
@@ -26,7 +27,7 @@ def main(path: Path) -> int:
 
     A stop that was asked for is no failure, so that torchrun lets the other processes end too.
     """
-    folder, rank = path.parent, int(os.environ["RANK"])
+    folder, rank, meter = path.parent, int(os.environ["RANK"]), EnergyMeter()
     _live_with_the_job(folder)
     write_text(folder / f"{rank}.pid", str(os.getpid()))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
@@ -44,7 +45,7 @@ def main(path: Path) -> int:
         with storage_faults_told((Path(assignment.out), Path(assignment.work))):
             _run(assignment)
         report.summary, report.resumed = assignment.summary, assignment.resumed
-        report.how = how_it_went(assignment.started, assignment.threads)
+        report.how = how_it_went(assignment.started, assignment.threads, meter)
     except UserError as error:
         report.end, report.message = "user", str(error)
     except Interrupted as stop:

@@ -26,12 +26,12 @@ from iskd.data.corpus import save_blocks
 from iskd.data.rows import write_rows
 from iskd.evaluation.answers import ANSWERS, CHUNK, Answers, Scoring, scoring
 from iskd.evaluation.harness import evaluate_task
-from iskd.evaluation.heldout import heldout_loss
 from iskd.evaluation.lm import ScoringLM, batches_of
 from iskd.provenance.artifact import MANIFEST, RUN
 from iskd.training.state import EXIT_AGAIN, Interrupted, StopRequest, WorkFolder
 from tests.unit import test_harness
 from tests.unit.test_harness import SCRIPTS, cbt_row, hellaswag_row
+from tests.unit.test_heldout import heldout_loss
 from tests.unit.test_rule import rule
 
 model, tokenizer = test_harness.model, test_harness.tokenizer

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from iskd.errors import UserError
 from iskd.paper import metrics as metrics_module
-from iskd.paper.figures import save_figure, tradeoff_figure
+from iskd.paper.figures.canvas import save_figure
+from iskd.paper.figures.tradeoff import tradeoff_figure
 from iskd.paper.metrics import tidy, write_metrics
 from iskd.paper.style import TEXT_WIDTH, arm_styles, task_title
 
@@ -37,7 +38,10 @@ def model_rows(
     }
     tasks = (("cbt_context", "acc"), ("hellaswag", "acc_norm"), ("heldout", "loss"))
     return [
-        model | {"task": task, "metric": metric, "value": value, "stderr": 0.01, "n": 500} | more
+        model
+        | {"task": task, "metric": metric, "value": value, "stderr": 0.01, "n": 500}
+        | {"low": value - 0.02, "high": value + 0.025}
+        | more
         for (task, metric), value in zip(tasks, scores, strict=True)
     ]
 
@@ -78,7 +82,7 @@ def test_the_frame_holds_what_is_plotted(drawn: tuple[Figure, pd.DataFrame]) -> 
     assert (point["seeds"], point["spread_of"], point["unit"]) == (2, "seeds", "%")
     assert point["reduction_percent"] == pytest.approx(20)
     point = only(frame, "heldout", "l1", 3)
-    assert (point["score"], point["low"], point["unit"]) == (6, 5.99, "nats/token")
+    assert (point["score"], point["low"], point["unit"]) == (6, 5.98, "nats/token")
     levels = frame[frame["arm"] == "chance"]
     assert dict(zip(levels["task"], levels["score"], strict=True)) == {
         "cbt_context": 10,
@@ -166,7 +170,7 @@ def test_one_figure_per_teacher(metrics: pd.DataFrame) -> None:
 
 
 def test_missing_errors_and_missing_tasks_are_left_out(metrics: pd.DataFrame) -> None:
-    frame = metrics.assign(stderr=math.nan)
+    frame = metrics.assign(stderr=math.nan, low=math.nan, high=math.nan)
     frame = frame[(frame["arm"] != "kd") | (frame["task"] == "heldout")]
     _, numbers = tradeoff_figure(frame, HEADLINE, CHANCE, "gpt2")
     assert set(numbers.loc[numbers["arm"] == "kd", "task"]) == {"heldout"}
@@ -190,7 +194,8 @@ def test_mistakes_are_told(metrics: pd.DataFrame) -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from iskd.paper.figures import save_figure, tradeoff_figure
+from iskd.paper.figures.canvas import save_figure
+from iskd.paper.figures.tradeoff import tradeoff_figure
 from iskd.paper.metrics import read_metrics
 figure = tradeoff_figure(
     read_metrics(Path(sys.argv[1])),

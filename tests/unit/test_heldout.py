@@ -1,13 +1,19 @@
 """Held-out loss against a straight recomputation."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from iskd.errors import UserError
-from iskd.evaluation.heldout import heldout_loss
+from iskd.evaluation.heldout import heldout_metrics, score_blocks
+from iskd.evaluation.metric import Metric
+
+
+def heldout_loss(model: GPT2LMHeadModel, blocks: torch.Tensor, **settings: Any) -> Metric:
+    return heldout_metrics(score_blocks(model, blocks, **settings))["loss"]
 
 
 @pytest.fixture(scope="module")

@@ -234,7 +234,8 @@ def test_a_wrong_chance_level_is_refused(level: float) -> None:
 
 def test_aggregate_over_seeds_and_over_items() -> None:
     rows = [row(seed=s, value=v) for s, v in ((1, 0.2), (2, 0.3), (3, 0.7))]
-    rows += [row(arm="kd", value=0.5, stderr=0.1), row(arm="l1", stderr=None), teacher_row()]
+    rows += [row(arm="kd", value=0.5, stderr=0.1, low=0.31, high=0.68)]
+    rows += [row(arm="l1", stderr=None), row(arm="l2", low=0.2, high=0.28), teacher_row()]
     table = aggregate(tidy(rows)).set_index("arm")
     seeds = table.loc["iskd"]
     assert (seeds["value"], seeds["low"], seeds["high"]) == pytest.approx((0.4, 0.2, 0.7))
@@ -242,7 +243,9 @@ def test_aggregate_over_seeds_and_over_items() -> None:
     assert seeds["spread"] == pytest.approx(math.sqrt((0.04 + 0.01 + 0.09) / 2))
     items = table.loc["kd"]
     assert items["spread_of"] == "items"
-    assert (items["spread"], items["low"], items["high"]) == pytest.approx((0.1, 0.4, 0.6))
+    assert (items["spread"], items["low"], items["high"]) == pytest.approx((0.1, 0.31, 0.68))
+    # An interval of another kind than the value need not hold it; the value stays what it is.
+    assert table.loc["l2", "value"] == 0.29
     bare = table.loc["l1"]
     assert (bare["value"], bare["spread_of"]) == (0.29, "")
     assert bare[["spread", "low", "high"]].isna().all()

@@ -9,8 +9,15 @@ SCRIPTS = Path(workflow.basedir).parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from iskd.config import StudyPlan, check_data_files, data_folder, load_study
-from iskd.config.schema import FileCorpus, HubCorpus, HubTeacher, Replacing, ToyCorpus
-from iskd.config.study import ModelId
+from iskd.config.schema import (
+    FileText,
+    HubCorpus,
+    HubTeacher,
+    HubText,
+    Replacing,
+    ToyCorpus,
+)
+from iskd.config.study import HELDOUT, ModelId
 from iskd.errors import UserError
 from iskd.locks import read_holder, take_lock
 from iskd.provenance.fingerprint import code_fingerprint
@@ -77,6 +84,13 @@ STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")
 if workflow.is_main_process:
     tidy_results()
 
+
+def first_page():
+    """Give the report's first page: what came out, once it is there."""
+    page = Path("results") / STUDY.study / "summarize" / "summary.rst"
+    return str(page.resolve()) if page.exists() else "report/workflow.rst"
+
+
 TEACHER_FILES = [
     "config.json",
     "model.safetensors",
@@ -90,6 +104,8 @@ wildcard_constraints:
     teacher="[a-z0-9][a-z0-9_-]*",
     arm="[a-z0-9][a-z0-9_-]*",
     task="[a-z0-9][a-z0-9_-]*",
+    text="[a-z0-9][a-z0-9_-]*",
+    maker="[a-z0-9_]+",
     seed="[0-9]+",
     step="[0-9][0-9]+",
     model="[a-z0-9][a-z0-9_-]*/[a-z0-9][a-z0-9_-]*(/seed_[0-9]+/step_[0-9][0-9]+)?",

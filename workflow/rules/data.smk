@@ -71,6 +71,52 @@ rule prepare_corpus:
         "../../scripts/prepare_corpus.py"
 
 
+rule make_text:
+    """Make a text beside the corpus from a seed."""
+    output:
+        texts="<results>/make_text/{text}/texts.jsonl",
+        manifest="<results>/make_text/{text}/manifest.json",
+    log:
+        "<logs>/make_text/{text}.log",
+    benchmark:
+        "<benchmarks>/make_text/{text}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=lambda wildcards: STUDY.texts[wildcards.text].model_dump(
+            include={"stories", "words"}
+        ),
+        seed=lambda wildcards: STUDY.texts[wildcards.text].seed,
+        code=code_fingerprint("make_text"),
+    script:
+        "../../scripts/make_text.py"
+
+
+rule prepare_text:
+    """Cut a text beside the corpus into token sequences with a teacher's tokenizer."""
+    input:
+        unpack(text_sources),
+        tokenizer=tokenizer_manifest,
+    output:
+        blocks="<results>/prepare_text/{teacher}/{text}/blocks.safetensors",
+        manifest="<results>/prepare_text/{teacher}/{text}/manifest.json",
+    log:
+        "<logs>/prepare_text/{teacher}/{text}.log",
+    benchmark:
+        "<benchmarks>/prepare_text/{teacher}/{text}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        spec=lambda wildcards: PLAN.text_spec(wildcards.text),
+        seed=lambda wildcards: STUDY.texts[wildcards.text].seed,
+        code=code_fingerprint("prepare_text"),
+    script:
+        "../../scripts/prepare_text.py"
+
+
 rule prepare_task:
     """Put a task's rows into one file, drawn from the seed, wherever they come from."""
     input:

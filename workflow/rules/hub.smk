@@ -10,6 +10,7 @@ rule prefetch:
         ),
         expand("<results>/download_reference/{arm}/manifest.json", arm=PLAN.hub_arms()),
         expand("<results>/download_task/{task}/manifest.json", task=PLAN.hub_tasks()),
+        expand("<results>/download_text/{text}/manifest.json", text=PLAN.hub_texts()),
         ["<results>/download_corpus/manifest.json"]
         if isinstance(STUDY.corpus, HubCorpus)
         else [],
@@ -78,10 +79,31 @@ rule download_corpus:
         "../../scripts/download_corpus.py"
 
 
+rule download_text:
+    """Fetch a text beside the corpus at its pinned or locked commit."""
+    output:
+        texts="<results>/download_text/{text}/texts.jsonl",
+        manifest="<results>/download_text/{text}/manifest.json",
+    log:
+        "<logs>/download_text/{text}.log",
+    localrule: True
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=lambda wildcards: STUDY.texts[wildcards.text].model_dump(
+            include={"dataset", "config", "revision", "split"}
+        ),
+        lock=HUB_LOCK,
+        code=code_fingerprint("download_text"),
+    script:
+        "../../scripts/download_text.py"
+
+
 rule download_task:
     """Fetch a task's rows at their pinned or locked commit."""
     output:
         rows="<results>/download_task/{task}/rows.jsonl",
+        examples="<results>/download_task/{task}/examples.jsonl",
         manifest="<results>/download_task/{task}/manifest.json",
     log:
         "<logs>/download_task/{task}.log",
@@ -89,9 +111,7 @@ rule download_task:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: STUDY.tasks[wildcards.task].model_dump(
-            include={"dataset", "config", "revision", "split"}
-        ),
+        spec=lambda wildcards: PLAN.download_spec(wildcards.task),
         lock=HUB_LOCK,
         code=code_fingerprint("download_task"),
     script:

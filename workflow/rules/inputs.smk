@@ -32,6 +32,14 @@ def metrics_file():
     }
 
 
+def measurements_file():
+    """Give the study's table of what clocks and sensors said."""
+    return {
+        "measurements_manifest": "<results>/collect_measurements/manifest.json",
+        "measurements": ancient("<results>/measurements.csv"),
+    }
+
+
 def text_file(part):
     """Give the stories to train on or those held out."""
     maker = "make_toyworld" if isinstance(STUDY.corpus, ToyCorpus) else "split_corpus"
@@ -47,6 +55,17 @@ def blocks_file(teacher, part):
     return {
         f"{part}_manifest": f"{folder}/manifest.json",
         part: ancient(f"{folder}/{part}.safetensors"),
+    }
+
+
+def text_blocks(teacher, text):
+    """Give a teacher's token sequences of a held-out text: the corpus's, or one beside it."""
+    if text == HELDOUT:
+        return blocks_file(teacher, "heldout")
+    folder = f"<results>/prepare_text/{teacher}/{text}"
+    return {
+        "heldout_manifest": f"{folder}/manifest.json",
+        "heldout": ancient(f"{folder}/blocks.safetensors"),
     }
 
 
@@ -86,6 +105,20 @@ def corpus_manifest(wildcards):
     return []
 
 
+def text_sources(wildcards):
+    """Find the files that hold a text beside the corpus, and the manifest of what is made here."""
+    text = STUDY.texts[wildcards.text]
+    if isinstance(text, FileText):
+        folder = data_folder(STUDY, config_name())
+        return {"texts": [str(folder / name) for name in text.files]}
+    maker = "download_text" if isinstance(text, HubText) else "make_text"
+    folder = f"<results>/{maker}/{wildcards.text}"
+    return {
+        "texts": [ancient(f"{folder}/texts.jsonl")],
+        "texts_manifest": f"{folder}/manifest.json",
+    }
+
+
 def tokenizer_manifest(wildcards):
     """Find a teacher's tokenizer: trained here, or fetched with the teacher."""
     teacher = STUDY.teachers[wildcards.teacher]
@@ -112,6 +145,17 @@ def task_rows(wildcards):
     }
 
 
+def task_examples(wildcards):
+    """Give the rows that examples for prompts are drawn from, where a task has any."""
+    if not PLAN.fewshot(wildcards.task):
+        return {}
+    folder = f"<results>/download_task/{wildcards.task}"
+    return {
+        "examples": ancient(f"{folder}/examples.jsonl"),
+        "examples_manifest": f"{folder}/manifest.json",
+    }
+
+
 def known_teacher(wildcards):
     """Give a substitution the teacher's config, and its weights where it listens to them."""
     model = wildcard_model(wildcards)
@@ -132,10 +176,24 @@ def evaluated_model(wildcards):
     return model_inputs("model", ModelId.parse(wildcards.model))
 
 
+def model_and_teacher(wildcards):
+    """Give the model to measure and the teacher it is compared with, if it is another one."""
+    model = ModelId.parse(wildcards.model)
+    teacher = PLAN.teacher_model(model.teacher)
+    beside = {} if model == teacher else model_inputs("teacher", teacher)
+    return evaluated_model(wildcards) | beside
+
+
 def heldout_inputs(wildcards):
-    """Give the model and its teacher's held-out tokens."""
+    """Give the model, its teacher, and the tokens of the text."""
     teacher = ModelId.parse(wildcards.model).teacher
-    return evaluated_model(wildcards) | blocks_file(teacher, "heldout")
+    return model_and_teacher(wildcards) | text_blocks(teacher, wildcards.text)
+
+
+def generation_inputs(wildcards):
+    """Give the model, its teacher, and the held-out tokens that prompts are taken from."""
+    teacher = ModelId.parse(wildcards.model).teacher
+    return model_and_teacher(wildcards) | blocks_file(teacher, "heldout")
 
 
 # --- resources ------------------------------------------------------------------------------

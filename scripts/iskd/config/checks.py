@@ -8,14 +8,18 @@ from iskd.config.schema import (
     Arm,
     BaselineArm,
     Compact,
+    FileTask,
     HeldoutTask,
     HubArm,
+    HubTask,
     HubTeacher,
     IskdArm,
     KdArm,
     LayerDropArm,
+    LmEvalTask,
     Objective,
     OneShotArm,
+    PretrainedHere,
     Study,
     Teacher,
     TheseusArm,
@@ -23,9 +27,12 @@ from iskd.config.schema import (
     ToyTask,
 )
 from iskd.errors import UserError
+from iskd.evaluation.catalogue import check_fewshot, find_task, hub_rows
 from iskd.evaluation.kinds import KINDS
 
 RESERVED_ARM = "teacher"
+# Tasks of metrics.csv that are no task of the config.
+RESERVED_TASKS = ("heldout", "model", "training", "generation", "efficiency", "cost")
 
 # What a head's size must be a multiple of, by the share of it that the family's fresh configs
 # rotate in pairs: half in Phi, a quarter in GPT-NeoX, all in Llama and its relatives.
@@ -68,9 +75,21 @@ class Checks:
         for name, teacher in self.study.teachers.items():
             self._teacher(f"teachers.{name}", teacher)
         for name in self.study.tasks:
+            self._measured_name(f"tasks.{name}", name)
             self._task(name)
+        for name in self.study.texts:
+            self._measured_name(f"texts.{name}", name)
+            if name in self.study.tasks:
+                self._fail(f"texts.{name}", "a task has this name; choose another")
         for name in self.study.arms:
             self._arm(name)
+        for place, claim in enumerate(self.study.claims):
+            for key, known in (("teacher", self.study.teachers), ("task", self.study.tasks)):
+                name = getattr(claim, key)
+                if name not in known:
+                    self._fail(f"claims.{place}.{key}", f"{name!r}; there are: {', '.join(known)}")
+        self._generation()
+        self._efficiency()
 
     def _teacher(self, key: str, teacher: Teacher) -> None:
         blocks = block_count(teacher)
@@ -215,13 +234,58 @@ class Checks:
                 f"raise the one or lower the other",
             )
 
+    def _measured_name(self, key: str, name: str) -> None:
+        if name in RESERVED_TASKS:
+            self._fail(key, "this name stands for something else in metrics.csv; choose another")
+
+    def _generation(self) -> None:
+        """Check that prompts fit into held-out sequences and continuations into the models."""
+        asked = self.study.generation
+        if asked is None:
+            return
+        length = self.study.corpus.block_length
+        if asked.prompt_tokens > length:
+            self._fail(
+                "generation.prompt_tokens",
+                f"{asked.prompt_tokens} is more than corpus.block_length ({length}); lower it",
+            )
+        whole = asked.prompt_tokens + asked.new_tokens
+        for name, teacher in self.study.teachers.items():
+            if isinstance(teacher, PretrainedHere) and whole > teacher.architecture.positions:
+                self._fail(
+                    "generation.new_tokens",
+                    f"prompt and continuation have {whole} tokens, teachers.{name} reads "
+                    f"{teacher.architecture.positions} (architecture.positions); lower it, or set "
+                    f"generation: null",
+                )
+
+    def _efficiency(self) -> None:
+        """Check that what is read and written when speed is measured fits into the teachers."""
+        asked = self.study.evaluation.efficiency
+        if asked is None:
+            return
+        sizes, whole = asked.batch_sizes, asked.prompt_tokens + asked.new_tokens
+        if len(set(sizes)) != len(sizes):
+            self._fail("evaluation.efficiency.batch_sizes", "a size stands here twice; remove one")
+        for name, teacher in self.study.teachers.items():
+            if isinstance(teacher, PretrainedHere) and whole > teacher.architecture.positions:
+                self._fail(
+                    "evaluation.efficiency.new_tokens",
+                    f"{whole} tokens are read and written, teachers.{name} has "
+                    f"{teacher.architecture.positions} (architecture.positions); lower it",
+                )
+
     def _task(self, name: str) -> None:
         task = self.study.tasks[name]
         kind = task.kind or name
+        key = f"tasks.{name}.kind" if task.kind else f"tasks.{name}"
+        if isinstance(task, LmEvalTask):
+            self._stock_task(name, key, kind, task.fewshot)
+            return
         if kind not in KINDS:
-            self._fail(
-                f"tasks.{name}", f"unknown task; use one of {', '.join(KINDS)}, or say its kind"
-            )
+            if not isinstance(task, FileTask | HubTask):
+                self._fail(key, f"unknown task; use one of {', '.join(KINDS)}, or say its kind")
+            self._stock_task(name, key, kind)
         corpus = self.study.corpus
         if isinstance(task, ToyTask):
             if not isinstance(corpus, ToyCorpus):
@@ -231,6 +295,32 @@ class Checks:
                 self._fail(f"tasks.{name}.rows", f"{task.rows} asked, the corpus makes {made}")
         if isinstance(task, HeldoutTask) and not kind.startswith("cbt_"):
             self._fail(f"tasks.{name}.kind", "held-out stories give cbt_question and cbt_context")
+
+    def _stock_task(self, name: str, key: str, kind: str, fewshot: int | None = None) -> None:
+        """Check that lm-eval has a task, that it can be run here, and that its rows can be had."""
+        try:
+            described = find_task(kind)
+        except UserError as error:
+            hint = f"; tasks of our own are {', '.join(KINDS)}" if fewshot is None else ""
+            self._fail(key, f"{error}{hint}")
+        if described.headline is None:
+            self._fail(key, f"{kind} has no metric that figures and tables can quote; use another")
+        if fewshot is None:
+            return
+        try:
+            check_fewshot(described, fewshot)
+        except UserError as error:
+            self._fail(f"tasks.{name}.fewshot", str(error))
+        try:
+            rows = hub_rows(described)
+        except UserError as error:
+            self._fail(key, str(error))
+        if rows.options:
+            self._fail(
+                key,
+                f"{kind} reads its data set with {', '.join(rows.options)}, which is not known "
+                f"here; give its rows yourself, with source: file",
+            )
 
     def _arm(self, name: str) -> None:
         arm = self.study.arms[name]

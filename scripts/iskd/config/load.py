@@ -13,10 +13,11 @@ from pydantic_core import ErrorDetails
 
 from iskd.config import schema
 from iskd.config.checks import Checks
-from iskd.config.schema import FileCorpus, FileTask, Study
-from iskd.data.rows import read_rows
+from iskd.config.schema import FileCorpus, FileTask, FileText, Study
+from iskd.data.rows import read_any_rows, read_rows
 from iskd.data.texts import read_texts
 from iskd.errors import UserError
+from iskd.evaluation.kinds import KINDS
 
 # Larger files are read once, by the rule that uses them, and not at every start of Snakemake.
 CHECK_AT_START_BYTES = 64 * 2**20
@@ -191,12 +192,7 @@ def check_data_files(study: Study, file: str) -> None:
     Raises:
         UserError: a file is missing, empty, or has a row that lacks what is needed.
     """
-    wanted: list[tuple[str, str, str | None]] = []
-    if isinstance(study.corpus, FileCorpus):
-        wanted += [(f"corpus.files.{i}", name, None) for i, name in enumerate(study.corpus.files)]
-    for name, task in study.tasks.items():
-        if isinstance(task, FileTask):
-            wanted.append((f"tasks.{name}.file", task.file, task.kind or name))
+    wanted = list(_named_files(study))
     if not wanted:
         return
     folder = data_folder(study, file)
@@ -209,7 +205,21 @@ def check_data_files(study: Study, file: str) -> None:
         try:
             if kind is None:
                 read_texts(path)
-            else:
+            elif kind in KINDS:
                 read_rows(path, kind)
+            else:
+                read_any_rows(path)
         except UserError as error:
             raise UserError(f"{file}: {key}: {error}") from None
+
+
+def _named_files(study: Study) -> Iterator[tuple[str, str, str | None]]:
+    """Give the local files that a study names: key, name, and for a task's rows the kind."""
+    texts = {"corpus": study.corpus} if isinstance(study.corpus, FileCorpus) else {}
+    found = {f"texts.{n}": text for n, text in study.texts.items() if isinstance(text, FileText)}
+    for key, text in (texts | found).items():
+        for place, name in enumerate(text.files):
+            yield f"{key}.files.{place}", name, None
+    for name, task in study.tasks.items():
+        if isinstance(task, FileTask):
+            yield f"tasks.{name}.file", task.file, task.kind or name

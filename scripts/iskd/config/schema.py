@@ -19,7 +19,6 @@ from pydantic import (
 )
 
 from iskd.config.best import with_best
-from iskd.evaluation.kinds import KINDS
 
 # A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -369,16 +368,16 @@ class HubTeacher(TeacherMethod):
 
 Teacher = Annotated[PretrainedHere | HubTeacher, Field(discriminator="source")]
 
-Kind = Literal["cbt_question", "cbt_context", "hellaswag"]
-if set(Kind.__args__) != set(KINDS):  # type: ignore[attr-defined]
-    raise RuntimeError("config/schema.py and evaluation/kinds.py name different kinds of task")
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]*$")]
 
 
 class TaskBase(Section):
     """What every task says, wherever its rows come from."""
 
-    kind: Kind | None = Field(
-        None, description="How rows are asked and scored; left out, the task's own name."
+    kind: TaskName | None = Field(
+        None,
+        description="How rows are asked and scored: cbt_question, cbt_context, hellaswag or a task "
+        "of lm-eval; left out, the task's own name.",
     )
     rows: Positive | None = Field(
         None, description="Rows to evaluate on, drawn from the seed; left out, all of them."
@@ -422,7 +421,74 @@ class HubTask(TaskBase):
     )
 
 
-Task = Annotated[ToyTask | HeldoutTask | FileTask | HubTask, Field(discriminator="source")]
+class LmEvalTask(TaskBase):
+    """A task exactly as lm-eval has it, its rows too: fetched by `prefetch`."""
+
+    source: Literal["lm_eval"] = Field(
+        description="lm-eval's own task and the data set that it names."
+    )
+    revision: Commit | None = Field(
+        None, description="Commit of that data set (40 digits); left out, prefetch locks it."
+    )
+    fewshot: Annotated[int, Field(ge=0, le=64)] = Field(
+        0, description="Examples in each prompt, drawn from the seed."
+    )
+
+
+Task = Annotated[
+    ToyTask | HeldoutTask | FileTask | HubTask | LmEvalTask, Field(discriminator="source")
+]
+
+
+class ToyText(Section):
+    """Stories of the embedded world that are no part of the corpus."""
+
+    source: Literal["toyworld"] = Field(description="The stories are made on the spot.")
+    seed: Seed = Field(2, description="Seed of the stories.")
+    stories: Positive = Field(200, description="Stories to make.")
+    words: Literal["other", "corpus"] = Field(
+        "other",
+        description="other: names and nouns that the embedded corpus does not have; corpus: its "
+        "own.",
+    )
+
+
+class FileText(Section):
+    """Texts in local JSONL files, one object with a field `text` per line."""
+
+    source: Literal["files"] = Field(description="The texts are read from data_folder.")
+    files: Annotated[list[DataFile], Field(min_length=1)] = Field(
+        description="JSONL files in data_folder, read in this order."
+    )
+    rows: Positive | None = Field(
+        None, description="Texts to measure on, drawn from the seed; left out, all of them."
+    )
+    seed: Seed = Field(17, description="Seed of that draw.")
+
+
+class HubText(Section):
+    """Texts from a data set of the Hugging Face hub, fetched by `prefetch`."""
+
+    source: Literal["hub"] = Field(description="The texts come from the hub.")
+    dataset: HubId = Field(
+        description="Id of a data set with a field `text`, for example Salesforce/wikitext."
+    )
+    config: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")] | None = Field(
+        None, description="Configuration of the data set, where it has several."
+    )
+    revision: Commit | None = Field(
+        None, description="Commit of the data set (40 digits); left out, prefetch locks it."
+    )
+    split: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+$")] = Field(
+        description="Split to measure on; it is fetched as a whole."
+    )
+    rows: Positive | None = Field(
+        None, description="Texts to measure on, drawn from the seed; left out, all of them."
+    )
+    seed: Seed = Field(17, description="Seed of that draw.")
+
+
+Text = Annotated[ToyText | FileText | HubText, Field(discriminator="source")]
 
 
 class Replacing(Section):
@@ -588,6 +654,36 @@ Arm = Annotated[
 ]
 
 
+class Bootstrap(Section):
+    """How intervals of differences and ratios between models are found."""
+
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = Field(
+        2000,
+        description="Draws of the sources of a task's items; 2000 leave the ends of an interval "
+        "uncertain by about a twentieth of a standard error.",
+    )
+    seed: Seed = Field(17, description="Seed of these draws.")
+
+
+class Efficiency(Section):
+    """How speed and memory are measured, in one job for a model and its teacher in turn."""
+
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)] = Field(
+        default=[1, 32], description="Texts at once, each measured on its own."
+    )
+    prompt_tokens: Positive = Field(128, description="Tokens read before the first is written.")
+    new_tokens: Positive = Field(
+        64, description="Tokens written one after the other, with a KV cache."
+    )
+    repeats: Annotated[int, Field(ge=3)] = Field(
+        7, description="Measurements; their median counts, the smallest and largest are its range."
+    )
+    warmup: Annotated[int, Field(ge=1)] = Field(
+        2, description="Measurements before these, which do not count."
+    )
+    seed: Seed = Field(17, description="Seed of the tokens that are read.")
+
+
 class Evaluation(Section):
     """How checkpoints are evaluated."""
 
@@ -599,6 +695,59 @@ class Evaluation(Section):
     )
     steps: Literal["all", "headline"] = Field(
         "all", description="Which steps of the iskd arms are evaluated."
+    )
+    bootstrap: Bootstrap = Field(
+        default_factory=Bootstrap,
+        description="How intervals of differences and ratios between models are found.",
+    )
+    efficiency: Efficiency | None = Field(
+        default_factory=Efficiency,
+        description="How speed and memory are measured, for the first seed's models at the "
+        "headline step; null for not at all.",
+    )
+
+
+class Generation(Section):
+    """Continuations of held-out text, by the teacher and by each arm at the headline step."""
+
+    prompts: Positive = Field(
+        16, description="Held-out sequences, drawn from the seed, whose beginnings are continued."
+    )
+    prompt_tokens: Positive = Field(32, description="Tokens of such a beginning.")
+    new_tokens: Annotated[int, Field(ge=8)] = Field(64, description="Tokens of a continuation.")
+    temperature: NotNegative = Field(
+        1.0, description="Temperature of the draw; 0 takes the likeliest token each time (greedy)."
+    )
+    top_p: Rate = Field(
+        1.0,
+        description="Draw from the likeliest tokens that have this probability together "
+        "(arXiv 1904.09751).",
+    )
+    seed: Seed = Field(17, description="Seed of the prompts and of the continuations.")
+
+
+class Overlap(Section):
+    """What of the tasks stands in the corpus that is trained on."""
+
+    n: Positive = Field(
+        13,
+        description="Words in a row that an item and the corpus must share to count (13 as for "
+        "GPT-3, arXiv 2005.14165, C).",
+    )
+
+
+class Claim(Section):
+    """A number that was published elsewhere, to be shown beside ours."""
+
+    teacher: Name = Field(description="The teacher it is about.")
+    task: Name = Field(description="The task.")
+    metric: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")] = Field(
+        description="The task's metric, for example acc_norm."
+    )
+    reduction: Share = Field(description="1 - parameters / teacher's parameters, a fraction.")
+    retention: NotNegative = Field(description="Score / teacher's score, a fraction.")
+    source: Annotated[str, Field(min_length=1, max_length=80)] = Field(
+        description="Where it was published, as a reader would look it up."
     )
 
 
@@ -623,6 +772,22 @@ class Study(Section):
     )
     tasks: Annotated[dict[Name, Task], Field(min_length=1)] = Field(
         description="What the models are asked, by name."
+    )
+    claims: list[Claim] = Field(
+        default=[],
+        description="Published numbers that figures and tables show beside ours, as claimed.",
+    )
+    texts: dict[Name, Text] = Field(
+        default={},
+        description="Texts beside the corpus on which the loss is measured too, by name: what a "
+        "model forgot while it was tuned.",
+    )
+    generation: Generation | None = Field(
+        default_factory=Generation,
+        description="Continuations to look at and to measure; null for none.",
+    )
+    overlap: Overlap = Field(
+        default_factory=Overlap, description="How the tasks' overlap with the corpus is measured."
     )
     evaluation: Evaluation = Field(
         default_factory=Evaluation, description="How checkpoints are evaluated."

@@ -17,12 +17,15 @@ from iskd.config.schema import (
     Compact,
     FileTask,
     HubArm,
+    HubCorpus,
     HubTask,
     HubTeacher,
+    HubText,
     IskdArm,
     KdArm,
     L1Arm,
     LayerDropArm,
+    LmEvalTask,
     Objective,
     OneShotArm,
     PretrainedHere,
@@ -31,9 +34,18 @@ from iskd.config.schema import (
     Teacher,
     TeacherTunedArm,
     TheseusArm,
+    ToyCorpus,
+    ToyText,
     Training,
 )
+from iskd.evaluation.catalogue import find_task, hub_rows
 from iskd.evaluation.kinds import KINDS
+
+ACCURACIES = ("acc", "acc_norm", "exact_match")
+"""Metrics of which it is known which items were right."""
+
+HELDOUT = "heldout"
+"""The name of the corpus's own held-out text."""
 
 BASELINE_RULES: dict[type, str] = {
     OneShotArm: "substitute_at_once",
@@ -105,6 +117,10 @@ class StudyPlan:
             for seed in self.study.seeds
             for step in self.arm_steps(teacher, arm)
         ]
+
+    def substituted(self) -> list[ModelId]:
+        """List the evaluated models that one more block was replaced in."""
+        return [model for model in self.models() if self.producer(model) == "substitute_block"]
 
     def arm_steps(self, teacher: str, arm: Arm) -> list[int]:
         """List the steps at which an arm gives a model."""
@@ -337,11 +353,39 @@ class StudyPlan:
         """Give the kind of a task: how its rows are asked and scored."""
         return self.study.tasks[task].kind or task
 
+    def is_stock(self, task: str) -> bool:
+        """Tell whether a task is lm-eval's own, not one of our kinds."""
+        settings = self.study.tasks[task]
+        return isinstance(settings, LmEvalTask) or self.kind(task) not in KINDS
+
+    def fewshot(self, task: str) -> int:
+        """Give the number of examples in a task's prompts."""
+        settings = self.study.tasks[task]
+        return settings.fewshot if isinstance(settings, LmEvalTask) else 0
+
+    def download_spec(self, task: str) -> dict[str, Any]:
+        """Parameters of ``download_task``: where the rows lie, and examples if there are any."""
+        settings = self.study.tasks[task]
+        if isinstance(settings, HubTask):
+            return settings.model_dump(include={"dataset", "config", "revision", "split"}) | {
+                "examples": None
+            }
+        described = find_task(self.kind(task))
+        rows = hub_rows(described)
+        return {
+            "dataset": rows.dataset,
+            "config": rows.config,
+            "revision": getattr(settings, "revision", None),
+            "split": described.split,
+            "examples": described.fewshot_split if self.fewshot(task) else None,
+        }
+
     def rows_spec(self, task: str) -> dict[str, Any]:
         """Parameters of ``prepare_task``."""
         settings = self.study.tasks[task]
         spec = {
             "kind": self.kind(task),
+            "stock": self.is_stock(task),
             "source": settings.source,
             "rows": settings.rows,
             "seed": settings.seed,
@@ -352,7 +396,8 @@ class StudyPlan:
 
     def hub_tasks(self) -> list[str]:
         """List the tasks whose rows are fetched from the hub."""
-        return [name for name, task in self.study.tasks.items() if isinstance(task, HubTask)]
+        tasks = self.study.tasks.items()
+        return [name for name, task in tasks if isinstance(task, HubTask | LmEvalTask)]
 
     def hub_teachers(self) -> list[str]:
         """List the teachers that are fetched from the hub."""
@@ -361,6 +406,22 @@ class StudyPlan:
     def hub_arms(self) -> list[str]:
         """List the arms that are finished models of the hub."""
         return [name for name, arm in self.study.arms.items() if isinstance(arm, HubArm)]
+
+    # --- texts ------------------------------------------------------------------------------
+
+    def text_names(self) -> list[str]:
+        """List the texts that the loss is measured on: the corpus's own, and those beside it."""
+        return [HELDOUT, *self.study.texts]
+
+    def text_spec(self, text: str) -> dict[str, Any]:
+        """Parameters of ``prepare_text``."""
+        settings = self.study.texts[text]
+        rows = None if isinstance(settings, ToyText) else settings.rows
+        return {"rows": rows, "block_length": self.study.corpus.block_length}
+
+    def hub_texts(self) -> list[str]:
+        """List the texts that are fetched from the hub."""
+        return [name for name, text in self.study.texts.items() if isinstance(text, HubText)]
 
     # --- evaluation and paper ---------------------------------------------------------------
 
@@ -371,11 +432,75 @@ class StudyPlan:
 
     def evaluation_spec(self, task: str) -> dict[str, Any]:
         """Parameters of ``evaluate``."""
-        return {"kind": self.kind(task), **self.heldout_spec()}
+        return {
+            "kind": self.kind(task),
+            "stock": self.is_stock(task),
+            "fewshot": self.fewshot(task),
+            # Of the draw of examples; the rows are drawn by then.
+            "seed": self.study.tasks[task].seed if self.fewshot(task) else 0,
+            **self.heldout_spec(),
+        }
 
     def heldout_spec(self) -> dict[str, Any]:
         """Parameters of ``evaluate_heldout``."""
-        return self.study.evaluation.model_dump(exclude={"steps"})
+        return self.study.evaluation.model_dump(include={"batch_size", "precision"})
+
+    def generating(self) -> list[ModelId]:
+        """List the models that continue prompts: those given, and each arm's at the headline."""
+        if self.study.generation is None:
+            return []
+        return self._at_headline()
+
+    def measured(self) -> list[ModelId]:
+        """List the models whose speed is measured beside their teacher's: one of each arm."""
+        if self.study.evaluation.efficiency is None:
+            return []
+        return [m for m in self._at_headline() if m.arm != RESERVED_ARM]
+
+    def _at_headline(self) -> list[ModelId]:
+        """List the models as given, and each arm's first one at the headline step."""
+        first = (None, self.study.seeds[0])
+        return [
+            m for m in self.models() if m.step in (0, self.headline(m.teacher)) and m.seed in first
+        ]
+
+    def efficiency_spec(self) -> dict[str, Any]:
+        """Parameters of ``measure_efficiency``; its seed is a parameter of its own."""
+        assert self.study.evaluation.efficiency is not None  # noqa: S101 - else no such job
+        return {
+            **self.study.evaluation.efficiency.model_dump(exclude={"seed"}),
+            "precision": self.study.evaluation.precision,
+        }
+
+    def measurement_spec(self) -> dict[str, Any]:
+        """Parameters of ``collect_measurements``: what each collected file is about."""
+        models = self.models()
+        return {
+            "study": self.study.study,
+            "repeats": [asdict(model) for model in self.measured()],
+            "trained": [asdict(model) for model in self.all_trained()],
+            "evaluated": [
+                asdict(model) for model in models for _ in (*self.study.tasks, *self.text_names())
+            ],
+            "chained": list(self.iskd_arms()),
+        }
+
+    def all_trained(self) -> list[ModelId]:
+        """List every model that is trained here, teachers included."""
+        here = [name for name in self.study.teachers if name not in self.hub_teachers()]
+        return [*(self.teacher_model(name) for name in here), *self.trained()]
+
+    def generation_spec(self) -> dict[str, Any]:
+        """Parameters of ``generate``; its seed is a parameter of its own."""
+        assert self.study.generation is not None  # noqa: S101 - else there is no such job
+        return {
+            **self.study.generation.model_dump(exclude={"seed"}),
+            "precision": self.study.evaluation.precision,
+        }
+
+    def overlap_spec(self, task: str) -> dict[str, Any]:
+        """Parameters of ``measure_overlap``."""
+        return {"kind": self.kind(task), "n": self.study.overlap.n}
 
     def collection_spec(self) -> dict[str, Any]:
         """Parameters of ``collect_metrics``: what each collected file is about, in their order."""
@@ -383,19 +508,94 @@ class StudyPlan:
         return {
             "study": self.study.study,
             "evaluations": [{**m, "task": task} for m in models for task in self.study.tasks],
-            "heldout": models,
+            "heldout": [{**m, "text": text} for m in models for text in self.text_names()],
+            "generations": [asdict(model) for model in self.generating()],
+            "overlaps": [{"task": task} for task in self.study.tasks],
+            "substitutions": [asdict(model) for model in self.substituted()],
+            "bootstrap": self.study.evaluation.bootstrap.model_dump(),
             "histories": [asdict(model) for model in self.trained()],
             "chained": list(self.iskd_arms()),
         }
 
     def reporting_spec(self) -> dict[str, Any]:
-        """Parameters of figures and tables: the metric to quote per task, and chance."""
-        kinds = {task: KINDS[self.kind(task)] for task in self.study.tasks}
+        """Parameters of figures and tables: the metric to quote per task."""
         return {
             "study": self.study.study,
-            "headline": {task: kind.headline for task, kind in kinds.items()},
-            "chance": {task: kind.chance for task, kind in kinds.items()},
+            "headline": {task: self.headline_metric(task) for task in self.study.tasks},
+            "claims": [claim.model_dump() for claim in self.study.claims],
         }
+
+    def curves_spec(self) -> dict[str, Any]:
+        """Parameters of ``figure_training``: what each history is about."""
+        return {
+            "histories": [asdict(model) for model in self.trained()],
+            "chained": list(self.iskd_arms()),
+        }
+
+    def numbers_spec(self) -> dict[str, Any]:
+        """Parameters of ``paper_numbers`` and ``paper_measured_numbers``."""
+        return {"study": self.study.study, "headline_step": self.headline_steps()}
+
+    def summary_spec(self) -> dict[str, Any]:
+        """Parameters of ``summarize``."""
+        return {
+            **self.reporting_spec(),
+            "headline_step": self.headline_steps(),
+            "seeds": self.study.seeds,
+            "corpus": self.corpus_in_words(),
+        }
+
+    def corpus_in_words(self) -> str:
+        """Say what the study's corpus is."""
+        corpus = self.study.corpus
+        if isinstance(corpus, HubCorpus):
+            return f"{corpus.dataset}, split {corpus.split}"
+        if isinstance(corpus, ToyCorpus):
+            return f"{corpus.stories} stories of the embedded world"
+        return f"local files ({', '.join(corpus.files)})"
+
+    def carded(self) -> list[ModelId]:
+        """List the models that get a card: each arm's, of every seed, at the headline step."""
+        return [
+            m for m in self.models() if m.seed is not None and m.step == self.headline(m.teacher)
+        ]
+
+    def card_spec(self, model: str) -> dict[str, Any]:
+        """Parameters of ``model_card``."""
+        about = ModelId.parse(model)
+        teacher, corpus = self.study.teachers[about.teacher], self.study.corpus
+        return {
+            **self.reporting_spec(),
+            "model": asdict(about),
+            "method": self.study.arms[about.arm].method,
+            "base_model": teacher.model if isinstance(teacher, HubTeacher) else None,
+            "corpus": self.corpus_in_words(),
+            "datasets": [corpus.dataset] if isinstance(corpus, HubCorpus) else [],
+        }
+
+    def has_figure(self, teacher: str, figure: str) -> bool:
+        """Tell whether a study has what one of a teacher's figures shows."""
+        models = [model for model in self.models() if model.teacher == teacher]
+        if figure == "training":
+            return any(model.teacher == teacher for model in self.trained())
+        if figure == "order":
+            steps = {(m.arm, m.seed, m.step) for m in self.substituted() if m.teacher == teacher}
+            return any(step == 1 or (arm, seed, step - 1) in steps for arm, seed, step in steps)
+        if figure == "flips":
+            compared = any(model.arm != RESERVED_ARM for model in models)
+            return compared and any(
+                self.headline_metric(task) in ACCURACIES for task in self.study.tasks
+            )
+        return True
+
+    def headline_metric(self, task: str) -> str:
+        """Name the metric to quote where one number of a task is quoted."""
+        kind = self.kind(task)
+        if self.is_stock(task):
+            metric = find_task(kind).headline
+            assert metric is not None  # noqa: S101 - checked with the config
+            return metric
+        return KINDS[kind].headline
 
     def ablation_spec(self) -> dict[str, Any]:
         """Parameters of ``table_ablation``: the first iskd arm's gap is the measure."""

@@ -53,21 +53,42 @@ def token_blocks(
     Raises:
         UserError: the tokenizer has no end token, or the stories do not fill one sequence.
     """
+    return story_blocks(texts, tokenizer, length)[0]
+
+
+def story_blocks(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut the stories as :func:`token_blocks` does, and say whose tokens a sequence holds.
+
+    Returns:
+        int32 tensors (sequences, length) and (sequences,): tokens, and the index of the story that
+        a sequence's middle token belongs to. A story that fills more than half of a sequence is
+        that one.
+
+    Raises:
+        UserError: as :func:`token_blocks`.
+    """
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("the tokenizer has no end token (eos_token); name one in its config")
     stream: list[int] = []
+    lengths: list[int] = []
     # The library's tokenizer does not take an empty list.
     if texts:
         for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
             stream += [*ids, end]
+            lengths.append(len(ids) + 1)
     count = len(stream) // length
     if count == 0:
         raise UserError(
             f"the stories give {len(stream)} tokens, less than one sequence of {length}; "
             f"give more text or lower corpus.block_length"
         )
-    return torch.tensor(stream[: count * length], dtype=torch.int32).reshape(count, length)
+    blocks = torch.tensor(stream[: count * length], dtype=torch.int32).reshape(count, length)
+    ends = torch.tensor(lengths).cumsum(0)
+    middles = torch.arange(count) * length + length // 2
+    return blocks, torch.searchsorted(ends, middles, right=True).to(torch.int32)
 
 
 def step_sequences(
@@ -96,11 +117,17 @@ def step_sequences(
     return blocks[order[torch.arange((first - 1) * share, last * share) % total]]
 
 
-def save_blocks(blocks: torch.Tensor, path: Path) -> None:
-    """Write token sequences as safetensors."""
-    save_file({"input_ids": blocks.contiguous()}, path)
+def save_blocks(blocks: torch.Tensor, path: Path, stories: torch.Tensor | None = None) -> None:
+    """Write token sequences as safetensors, and the story of each where it is known."""
+    tensors = {"input_ids": blocks.contiguous()}
+    save_file(tensors if stories is None else tensors | {"stories": stories.contiguous()}, path)
 
 
 def load_blocks(path: Path) -> torch.Tensor:
     """Read what :func:`save_blocks` wrote: an int32 tensor (sequences, length)."""
     return load_file(path)["input_ids"]
+
+
+def load_stories(path: Path) -> torch.Tensor | None:
+    """Read the story of each sequence, int32 (sequences,); None where it was not written."""
+    return load_file(path).get("stories")

@@ -129,13 +129,15 @@ def fetch_rows(
         raise _fetching(repo, error, "id, revision, config and split") from error
 
 
-def fetch_texts(repo: str, split: str, commit: str, rows: int | None) -> Iterator[str]:
+def fetch_texts(
+    repo: str, split: str, commit: str, rows: int | None, config: str | None = None
+) -> Iterator[str]:
     """Give the stories of a data set's split: the field ``text`` of :func:`fetch_rows`.
 
     Raises:
         UserError: it cannot be fetched, or a row has no text.
     """
-    for number, row in enumerate(fetch_rows(repo, None, split, commit, rows), 1):
+    for number, row in enumerate(fetch_rows(repo, config, split, commit, rows), 1):
         text = row.get("text")
         if not isinstance(text, str):
             raise UserError(

@@ -136,18 +136,9 @@ def read_rows(path: Path, kind: str) -> list[Row]:
             broken. The message names the file, the line and the field.
     """
     fields, check = _schema(kind)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}): give the path of a JSONL file"
-        ) from error
     rows = []
-    for number, raw in enumerate(lines, start=1):
-        if not raw.strip():
-            continue
+    for number, row in _parsed(path):
         where = f"{path}, line {number}"
-        row = _parse(raw, where)
         for field in fields:
             if field not in row:
                 raise UserError(
@@ -157,6 +148,31 @@ def read_rows(path: Path, kind: str) -> list[Row]:
         if problem := check(row):
             raise UserError(f"{where}: field '{problem[0]}' {problem[1]}")
         rows.append(row)
+    return rows
+
+
+def read_any_rows(path: Path) -> list[Row]:
+    """Read rows whose fields only lm-eval's task knows; otherwise as :func:`read_rows`.
+
+    Raises:
+        UserError: The file cannot be read or holds no row, or a line is no JSON object.
+    """
+    return [row for _, row in _parsed(path)]
+
+
+def _parsed(path: Path) -> list[tuple[int, Row]]:
+    """Parse the lines that are not empty, each with its number; at least one."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}): give the path of a JSONL file"
+        ) from error
+    rows = [
+        (number, _parse(raw, f"{path}, line {number}"))
+        for number, raw in enumerate(lines, start=1)
+        if raw.strip()
+    ]
     if not rows:
         raise UserError(f"{path}: holds no rows: give one JSON object per line")
     return rows

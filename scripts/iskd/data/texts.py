@@ -2,9 +2,10 @@
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from iskd.data.rows import sample_indices
 from iskd.errors import UserError
 
 
@@ -14,18 +15,25 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         UserError: the file is empty or not UTF-8, a line is not JSON, or a text is missing.
     """
-    texts: list[str] = []
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.strip():
-                    continue
-                texts.append(_text_of(line, f"{path.name}, line {number}"))
-    except UnicodeDecodeError:
-        raise UserError(f"{path.name}: not UTF-8 text; save it as UTF-8") from None
+    texts = list(stream_texts(path))
     if not texts:
         raise UserError(f"{path.name}: empty; one JSON object with a field text per line is needed")
     return texts
+
+
+def stream_texts(path: Path) -> Iterator[str]:
+    """Give the stories of a JSONL file one by one, so that memory holds only one of them.
+
+    Raises:
+        UserError: the file is not UTF-8, a line is not JSON, or a text is missing.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield _text_of(line, f"{path.name}, line {number}")
+    except UnicodeDecodeError:
+        raise UserError(f"{path.name}: not UTF-8 text; save it as UTF-8") from None
 
 
 def _text_of(line: str, where: str) -> str:
@@ -69,3 +77,21 @@ def split_texts(texts: list[str], heldout_share: float, seed: int) -> tuple[list
         )
     heldout = set(random.Random(seed).sample(distinct, count))
     return [t for t in texts if t not in heldout], [t for t in texts if t in heldout]
+
+
+def draw_texts(texts: list[str], rows: int | None, seed: int) -> list[str]:
+    """Draw texts with a seed, in the order they had; empty ones are left out first.
+
+    Args:
+        texts: to draw from.
+        rows: how many; None for all of them.
+        seed: seed of the draw.
+
+    Raises:
+        UserError: ``rows`` is below 1.
+    """
+    # Data sets of lines (wikitext) have many that are empty.
+    told = [text for text in texts if text.strip()]
+    if rows is None:
+        return told
+    return [told[index] for index in sample_indices(len(told), rows, seed)]

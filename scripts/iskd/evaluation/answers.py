@@ -48,11 +48,19 @@ class Answers:
         path: the file; it need not exist.
         run: digest of all that the answers depend on.
         check: raises an error where another job may write into the file by now.
+        note: called whenever answers are kept.
     """
 
-    def __init__(self, path: Path, run: str, check: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        run: str,
+        check: Callable[[], None] | None = None,
+        note: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = path
         self.check = check
+        self.note = note
         self._digest, self._end = run, 0
         data = path.read_bytes() if path.exists() else b""
         self._lines = list(_trusted(data, run))
@@ -106,6 +114,7 @@ class Answers:
         if new:
             flush(self.path.parent)
         self._digest, self._end = digest, self._end + len(line)
+        self.note()
 
     def _cut(self, end: int, why: str) -> None:
         log.warning("%s is used up to byte %d: %s", self.path.name, end, why)
@@ -234,5 +243,5 @@ def scoring(work: WorkFolder | None, device: torch.device) -> Iterator[Scoring]:
     work.evaluations += 1
     run = work.run(**bits_depend_on(device), evaluation=work.evaluations)
     with StopRequest().listening() as stop:
-        answers = Answers(run.path / ANSWERS, run.digest, run.check)
+        answers = Answers(run.path / ANSWERS, run.digest, run.check, run.note)
         yield Scoring(answers, stop, work.resumed_texts)

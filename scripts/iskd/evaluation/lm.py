@@ -1,44 +1,31 @@
-"""What joins our models and rows to lm-eval: importing this module takes seconds.
+"""lm-eval's model around one of ours: importing this module takes seconds.
 
-Three things are ours: the rows come from memory instead of the hub, the model tells how many tokens
-it scored, and it hands lm-eval one batch after another, so that a killed evaluation can go on after
-the last that is kept. The batches are those that lm-eval would make, and all else (prompts,
-tokenization, scoring, aggregation) is lm-eval's.
+Two things are ours: the model tells how many tokens it scored, and it hands lm-eval one batch after
+another, so that a killed evaluation can go on after the last that is kept. The batches are those
+that lm-eval would make, and tokenization and scoring are lm-eval's.
 """
 
 import copy
 import json
-import logging
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import datasets
-import lm_eval.api.task
-import lm_eval.tasks
 import torch
-from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from tqdm import tqdm
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from iskd.data.rows import Row
 from iskd.errors import UserError
 from iskd.evaluation.answers import Scoring
-from iskd.evaluation.kinds import Kind
-from iskd.evaluation.tasks import cbt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Texts, tokens of the context, tokens of the continuation: as lm-eval hands requests on.
 Request = tuple[tuple[str, str], list[int], list[int]]
-
-_OWN_TASKS = Path(cbt.__file__).parent
-_LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
+# Tokens before the window, tokens of it; lm-eval has None in the place of the texts.
+Window = tuple[None, list[int], list[int]]
 
 
 class ScoredAnswer(tuple[float, bool]):
@@ -52,6 +39,18 @@ class ScoredAnswer(tuple[float, bool]):
     def __new__(cls, answer: tuple[float, bool], tokens: int) -> "ScoredAnswer":
         """Take over lm-eval's answer."""
         scored = super().__new__(cls, answer)
+        scored.tokens = tokens
+        return scored
+
+
+class ScoredText(float):
+    """Log-likelihood of a running text that also knows its number of scored tokens."""
+
+    tokens: int
+
+    def __new__(cls, log_likelihood: float, tokens: int) -> "ScoredText":
+        """Take over the sum over the text's windows."""
+        scored = super().__new__(cls, log_likelihood)
         scored.tokens = tokens
         return scored
 
@@ -127,6 +126,43 @@ class ScoringLM(HFLM):
             for index, (_, _, continuation) in enumerate(fitted)
         ]
 
+    def loglikelihood_rolling(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[ScoredText]:
+        """Score running texts, window after window; see lm-eval's HFLM.
+
+        Windows and batches are lm-eval's: each window is as long as the model can read, the first
+        one follows the prefix token, and every token is scored once.
+
+        Raises:
+            Interrupted: The process was asked to stop; what was scored is kept.
+        """
+        del disable_tqdm
+        windows: list[tuple[int, Window]] = []
+        for index, (text,) in enumerate(request.args for request in requests):
+            cut = get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            windows += [(index, (None, *make_disjoint_window(window))) for window in cut]
+        size = self.batch_size
+        batches = [windows[start : start + size] for start in range(0, len(windows), size)]
+        scored = super()._loglikelihood_tokens
+
+        def score(batch: list[tuple[int, Window]]) -> list[float]:
+            asked = [window for _, window in batch]
+            return [answer[0] for answer in scored(asked, True, len(asked))]
+
+        tokens = json.dumps([window for _, window in windows])
+        answers = self._scoring(batches, score, tokens.encode())
+        sums, counts = [0.0] * len(requests), [0] * len(requests)
+        for (index, (_, _, continuation)), answer in zip(windows, answers, strict=True):
+            sums[index] += answer
+            counts[index] += len(continuation)
+        return [ScoredText(total, n) for total, n in zip(sums, counts, strict=True)]
+
     def _fit(self, texts: tuple[str, str], context: list[int], continuation: list[int]) -> Request:
         """Cut the context as lm-eval would, without its one warning per request."""
         room = self.max_length + 1 - len(continuation)
@@ -173,55 +209,5 @@ def batches_of(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
     ]
 
 
-def run_task(lm: ScoringLM, kind: Kind, rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
-    """Let lm-eval evaluate the rows, and return its sample records in the rows' order.
-
-    Each record has one key more than lm-eval's: `choices`, the options' texts as the task has them.
-    Nothing is read from the network and nothing is written to the cache of `datasets`.
-    """
-    # One type per column is all that Arrow takes, and exports differ in the label's.
-    docs = [
-        {field: str(row[field]) if field == "label" else row[field] for field in kind.fields}
-        for row in rows
-    ]
-    dataset = datasets.Dataset.from_list(docs)
-    manager = lm_eval.tasks.TaskManager(
-        include_defaults=False, include_path=[_OWN_TASKS, _LM_EVAL_TASKS / "hellaswag"]
-    )
-    override = {
-        "task": kind.name,
-        "custom_dataset": lambda **_: {kind.split: dataset},
-        # Examples for prompts would come from there, and none are used.
-        "training_split": None,
-        "num_fewshot": 0,
-    }
-    # Only as members of a group do registered tasks take overrides.
-    task = manager.load([{"group": "iskd", "task": [override]}])["tasks"][kind.name]
-    task.set_fewshot_seed(seed)
-    # Zero bootstrap rounds leave the standard errors to the caller.
-    results = evaluate(lm, {"tasks": {kind.name: task}}, bootstrap_iters=0)
-    records = sorted(results["samples"][kind.name], key=lambda record: record["doc_id"])
-    return [{**record, "choices": task.doc_to_choice(record["doc"])} for record in records]
-
-
 def _on_terminal() -> bool:
     return sys.stderr.isatty()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep lm-eval's notes out of the log, and progress bars out of what is no terminal."""
-    logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
-    if not _on_terminal():
-        datasets.disable_progress_bars()
-    # No argument reaches this bar; `disable=None` means: draw on terminals only.
-    lm_eval.api.task.tqdm = partial(tqdm, disable=None)
-    try:
-        yield
-    finally:
-        lm_eval.api.task.tqdm = tqdm
-        logger.setLevel(level)
-        if not bars:
-            datasets.enable_progress_bars()

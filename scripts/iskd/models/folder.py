@@ -55,6 +55,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     tokenizer.save_pretrained(folder)
 
 
+def checkpoint_bytes(folder: Path) -> int:
+    """Count the bytes that a model's weights take on disk."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def adopt_model(folder: Path, *, family: str, blocks: int) -> int:
     """Check a fetched model against its config section and settle its files' names.
 

@@ -21,11 +21,15 @@ import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from iskd.errors import UserError
+
+Floats = NDArray[np.float64]
 
 METRIC_COLUMNS = (
     "study",
@@ -47,6 +51,8 @@ KEY_COLUMNS = METRIC_COLUMNS[:8]
 OPTIONAL_COLUMNS = ("low", "high", "clusters")
 """Columns that a row may leave out; a written table has them all."""
 TEACHER_ARM = "teacher"
+CHANCE = "chance"
+"""The metric that holds the score of guessing, in the rows of the teacher."""
 HELDOUT = ("heldout", "loss")
 PARAMETERS = ("model", "parameters")
 
@@ -111,21 +117,32 @@ def measure(metric: str) -> Measure:
     return MEASURES[metric]
 
 
-def retention(score: float, teacher: float) -> float:
+@overload
+def retention(score: float, teacher: float) -> float: ...
+@overload
+def retention(score: Floats, teacher: Floats) -> Floats: ...
+def retention(score: Any, teacher: Any) -> Any:
     """Return score / teacher's score, the definition of "kept" in the ISKD paper.
 
-    It is not a number where the teacher scores nothing.
+    Takes numbers or arrays. It is not a number where the teacher scores nothing.
     """
-    return score / teacher if teacher > 0 else math.nan
+    return corrected_retention(score, teacher, 0.0)
 
 
-def corrected_retention(score: float, teacher: float, chance: float) -> float:
+@overload
+def corrected_retention(score: float, teacher: float, chance: float) -> float: ...
+@overload
+def corrected_retention(score: Floats, teacher: Floats, chance: float) -> Floats: ...
+def corrected_retention(score: Any, teacher: Any, chance: float) -> Any:
     """Return (score - chance) / (teacher - chance): what is kept of the margin over chance.
 
-    All three are in the same unit. It is not a number where the teacher is no better than chance:
-    there is no margin to keep, and a ratio of two negative margins would look like success.
+    Takes numbers or arrays, all in the same unit. It is not a number where the teacher is no better
+    than chance: there is no margin to keep, and a ratio of two negative margins would look like
+    success.
     """
-    return (score - chance) / (teacher - chance) if teacher > chance else math.nan
+    margin = np.subtract(teacher, chance)
+    kept = np.subtract(score, chance) / np.where(margin > 0, margin, np.nan)
+    return kept if kept.ndim else float(kept)
 
 
 def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, where: str = "metrics") -> pd.DataFrame:
@@ -249,8 +266,8 @@ def aggregate(metrics: pd.DataFrame) -> pd.DataFrame:
     (how many runs went in), `spread_of`, `spread`, `low`, `high`. With several runs `spread_of` is
     "seeds", `spread` the standard deviation (n - 1) over them, and `low` and `high` the smallest
     and largest value; with one run it is "items", `spread` the standard error over the task's
-    items, and `low` and `high` lie one such error below and above. Where neither is known,
-    `spread_of` is empty and the other three are NaN.
+    items, and `low` and `high` the ends of the row's 95 % interval. What is not known is NaN;
+    `spread_of` is empty where neither is.
     """
     keys = ["study", "teacher", "arm", "step", "task", "metric"]
     groups = metrics.groupby(keys, sort=True)
@@ -259,20 +276,39 @@ def aggregate(metrics: pd.DataFrame) -> pd.DataFrame:
         value=("value", "mean"),
         seeds=("value", "size"),
         spread=("value", "std"),
-        low=("value", "min"),
-        high=("value", "max"),
+        least=("value", "min"),
+        most=("value", "max"),
         stderr=("stderr", "first"),
+        low=("low", "first"),
+        high=("high", "first"),
     ).reset_index()
     single = table["seeds"] == 1
-    table["spread"] = table["spread"].where(~single, table["stderr"])
-    table["low"] = table["low"].where(~single, table["value"] - table["stderr"])
-    table["high"] = table["high"].where(~single, table["value"] + table["stderr"])
+    table["spread"] = table["stderr"].where(single, table["spread"])
+    table["low"] = table["low"].where(single, table["least"])
+    table["high"] = table["high"].where(single, table["most"])
     # The mean of equal numbers can miss them by a last bit.
-    table["value"] = table["value"].clip(table["low"], table["high"])
+    table["value"] = table["value"].clip(table["least"], table["most"])
+    known = table["spread"].notna() | table["low"].notna()
     kind = pd.Series("seeds", index=table.index, dtype="str")
-    kind = kind.where(~single, "items").where(table["spread"].notna(), "")
+    kind = kind.where(~single, "items").where(known, "")
     columns = ["reduction", "value", "seeds", "spread_of", "spread", "low", "high"]
     return table.assign(spread_of=kind)[[*keys, *columns]]
+
+
+def reductions_of(metrics: pd.DataFrame) -> dict[tuple[str, str, int | None, int], float]:
+    """Give the reduction of every model of a frame of `tidy`, by teacher, arm, seed and step."""
+    names = ["teacher", "arm", "seed", "step"]
+    models = metrics[[*names, "reduction"]].drop_duplicates(names)
+    return {
+        (teacher, arm, None if pd.isna(seed) else int(seed), int(step)): float(reduction)
+        for teacher, arm, seed, step, reduction in models.itertuples(index=False, name=None)
+    }
+
+
+def chance_levels(metrics: pd.DataFrame) -> dict[str, float]:
+    """Give the score of guessing by task, for those in which something can be guessed."""
+    rows = metrics[metrics["metric"] == CHANCE].drop_duplicates("task")
+    return dict(zip(rows["task"], rows["value"], strict=True))
 
 
 def _check_columns(names: Iterable[str], where: str) -> None:

@@ -18,6 +18,9 @@ from iskd.paper.metrics import TEACHER_ARM
 TEXT_WIDTH = 6.3
 """Width of the text of a two-column A4 paper, in inches."""
 
+COLUMN_WIDTH = 3.03
+"""Width of one column of it, in inches."""
+
 REFERENCE_COLOUR = "#404040"
 """Colour of the teacher's and of the chance line: neither is an arm."""
 

@@ -1,24 +1,31 @@
-"""Tables of the paper: raw numbers in a frame, and the same rounded for readers."""
+"""The main table and the ablation: raw numbers in a frame, and the same rounded for readers."""
 
-import itertools
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from iskd.errors import UserError
+from iskd.paper.columns import Column
+from iskd.paper.formats import (
+    MISSING,
+    SHARE,
+    Quantity,
+    fixed,
+    quantity,
+    with_interval,
+    with_spread,
+)
+from iskd.paper.layout import save_columns
 from iskd.paper.metrics import (
     HELDOUT,
     MEASURES,
     PARAMETERS,
     TEACHER_ARM,
-    Measure,
     aggregate,
     check_chance,
     corrected_retention,
-    csv_text,
     headline_panels,
     measure,
     retention,
@@ -26,14 +33,21 @@ from iskd.paper.metrics import (
 )
 from iskd.paper.style import arm_styles, task_title
 
+CLAIMED = "(claimed)"
+"""What the column `arm` says in a row of claimed numbers; no arm can have this name."""
+
 MAIN_TABLE_NOTE = (
     "Kept: score / teacher's score. Margin: (score - chance) / (teacher's score - chance). "
     "± is one standard deviation over seeds where there are several, "
-    "otherwise one standard error over the task's items."
+    "otherwise one standard error over the task's items. Brackets span the smallest and the "
+    "largest seed where there are several, otherwise they are a 95 % interval over the task's "
+    "items, paired with the teacher's."
 )
 """What the columns of `main_table` mean; a caption may end with it."""
 
-_MISSING = "–"
+MODEL = ["study", "teacher", "arm", "step"]
+"""The columns that name a model, all seeds together."""
+
 _IDENTITY = {
     "study": "Study",
     "teacher": "Teacher",
@@ -48,31 +62,13 @@ _IDENTITY = {
     "training_flops": "Training FLOPs",
     "flops_per_token": "FLOPs/token",
 }
+_KEYS = ("study", "teacher", "arm", "step")
 _PERCENT = ("reduction", "closed")
-_SCIENTIFIC = ("training_flops", "flops_per_token")
+_SCIENTIFIC = Quantity("", scientific=True)
+_SCIENTIFIC_COLUMNS = ("training_flops", "flops_per_token")
 _RETENTIONS = {"retention": "kept", "corrected_retention": "margin"}
-# With more columns than this a table at footnote size is wider than a page's text.
-_FOOTNOTE_COLUMNS = 11
-_TEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    # Right after the end of a row a bracket would open that row's optional argument.
-    "[": "{[}",
-    "]": "{]}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "–": "--",
-}
-_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
+# The rows of metrics.csv that hold the intervals of what is kept.
+_INTERVALS_OF = {"retention": "retention", "corrected_retention": "margin"}
 
 
 def main_table(
@@ -81,6 +77,7 @@ def main_table(
     chance: Mapping[str, float],
     *,
     every_step: bool = False,
+    claims: Sequence[Mapping[str, Any]] = (),
 ) -> pd.DataFrame:
     """Return what each arm of each teacher keeps at its last step, unrounded.
 
@@ -90,14 +87,17 @@ def main_table(
             wherever it was measured.
         chance: for some tasks the score of a random choice, a fraction.
         every_step: one row per step instead of the last one alone.
+        claims: numbers to print beside ours, as the config has them: teacher, task, metric,
+            reduction and retention (fractions), source.
 
     Returns:
-        The teacher first, then the arms in the order of `iskd.paper.style.arm_styles`. Columns
-        study, teacher, arm, step, seeds, parameters, reduction (a fraction), then for each task
-        `<task>/<metric>` (mean over seeds, in the unit of metrics.csv), `.../spread` and
-        `.../spread_of` as in `iskd.paper.metrics.aggregate`, and for scores that grow with
-        quality `.../retention` and, where chance is known, `.../corrected_retention` (fractions).
-        What was not measured is missing.
+        The teacher first, then the arms in the order of `iskd.paper.style.arm_styles`, and for
+        each source of claims and reduction a row whose arm is `CLAIMED`. Columns study, teacher,
+        arm, step, seeds, parameters, reduction (a fraction), then for each task `<task>/<metric>`
+        (mean over seeds, in the unit of metrics.csv), `.../spread` and `.../spread_of` as in
+        `iskd.paper.metrics.aggregate`, and for scores that grow with quality `.../retention` and,
+        where chance is known, `.../corrected_retention` (fractions), each with the ends of its
+        interval, `.../retention_low` and `.../retention_high`. What was not measured is missing.
 
     Raises:
         UserError: a headline metric is not in the table, a teacher was not measured itself, or a
@@ -105,36 +105,100 @@ def main_table(
     """
     check_chance(chance)
     checked = tidy(metrics)
-    panels = headline_panels(checked, headline)
-    model = ["study", "teacher", "arm", "step"]
     table = aggregate(checked)
+    panels = _with_claimed(headline_panels(checked, headline), checked, claims)
     # Not every task need be run with every seed: the column says how many seeds there are at most.
-    frame = table.groupby(model, as_index=False)[["seeds", "reduction"]].max()
-    frame = frame.merge(
-        _values(table, *PARAMETERS)[[*model, "value"]].rename(columns={"value": "parameters"}),
-        on=model,
-        how="left",
-    )
+    frame = table.groupby(MODEL, as_index=False)[["seeds", "reduction"]].max()
+    sizes = values_of(table, *PARAMETERS)[[*MODEL, "value"]]
+    frame = frame.merge(sizes.rename(columns={"value": "parameters"}), on=MODEL, how="left")
     if not every_step:
-        last = frame.groupby(model[:3])["step"].transform("max")
+        last = frame.groupby(MODEL[:3])["step"].transform("max")
         frame = frame[frame["step"] == last]
     for task, metric in panels:
-        name = f"{task}/{metric}"
-        columns = {key: f"{name}/{key}" for key in ("spread", "spread_of")} | {"value": name}
-        values = _values(table, task, metric)[[*model, "value", "spread", "spread_of"]]
-        frame = frame.merge(values.rename(columns=columns), on=model, how="left")
-        frame[columns["spread_of"]] = frame[columns["spread_of"]].fillna("")
-        if measure(metric).higher_is_better:
-            _add_retention(frame, values, name, chance.get(task))
-    order = list(arm_styles(frame["arm"]))
-    frame = frame.assign(rank=frame["arm"].map(order.index))
-    frame = frame.sort_values(["study", "teacher", "rank", "step"], ignore_index=True)
+        frame = _with_score(frame, table, task, metric, chance.get(task))
+    frame = in_order(frame)
     whole = {"step": "Int64", "seeds": "Int64"}
     if (frame["parameters"].dropna() % 1 == 0).all():
         whole["parameters"] = "Int64"
-    order_of_columns = [*model, "seeds", "parameters", "reduction"]
+    order_of_columns = [*MODEL, "seeds", "parameters", "reduction"]
     tasks = [name for name in frame.columns if "/" in name]
-    return frame[order_of_columns + tasks].astype(whole)
+    return _with_claims(frame[order_of_columns + tasks].astype(whole), claims)
+
+
+def at_headline(metrics: pd.DataFrame, headline_step: Mapping[str, int]) -> pd.DataFrame:
+    """Leave out the steps after the one that the tables report, per teacher."""
+    return metrics[metrics["step"] <= metrics["teacher"].map(headline_step)]
+
+
+def values_of(table: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    """Pick the rows of one metric."""
+    return table[(table["task"] == task) & (table["metric"] == metric)]
+
+
+def in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sort rows by study and teacher, arms as `iskd.paper.style.arm_styles` lists them, and step.
+
+    Rows of one model keep their order.
+    """
+    order = list(arm_styles(frame["arm"]))
+    ranked = frame.assign(rank=frame["arm"].map(order.index))
+    by = ["study", "teacher", "rank", "step"]
+    return ranked.sort_values(by, ignore_index=True, kind="stable").drop(columns="rank")
+
+
+def _with_claimed(
+    panels: list[tuple[str, str]], metrics: pd.DataFrame, claims: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Add the metrics that claims are about, each behind its task's headline metric."""
+    measured = set(zip(metrics["task"], metrics["metric"], strict=True))
+    claimed = list(dict.fromkeys((claim["task"], claim["metric"]) for claim in claims))
+    found: list[tuple[str, str]] = []
+    for task, metric in panels:
+        more = [c for c in claimed if c[0] == task and c in measured and c not in panels]
+        found += [(task, metric), *more]
+    return found
+
+
+def _with_score(
+    frame: pd.DataFrame, table: pd.DataFrame, task: str, metric: str, level: float | None
+) -> pd.DataFrame:
+    name = f"{task}/{metric}"
+    columns = {key: f"{name}/{key}" for key in ("spread", "spread_of")} | {"value": name}
+    values = values_of(table, task, metric)[[*MODEL, "value", "spread", "spread_of"]]
+    frame = frame.merge(values.rename(columns=columns), on=MODEL, how="left")
+    frame[columns["spread_of"]] = frame[columns["spread_of"]].fillna("")
+    if not measure(metric).higher_is_better:
+        return frame
+    _add_retention(frame, values, name, level)
+    for kind, suffix in _INTERVALS_OF.items():
+        if f"{name}/{kind}" not in frame:
+            continue
+        ends = {key: f"{name}/{kind}_{key}" for key in ("low", "high")}
+        rows = values_of(table, task, f"{metric}_{suffix}")[[*MODEL, *ends]]
+        frame = frame.merge(rows.rename(columns=ends), on=MODEL, how="left")
+    return frame
+
+
+def _with_claims(frame: pd.DataFrame, claims: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Add a row for what each source claims about a teacher at one reduction."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    studies = dict(zip(frame["teacher"], frame["study"], strict=True))
+    for claim in claims:
+        name = f"{claim['task']}/{claim['metric']}/retention"
+        teacher = claim["teacher"]
+        if teacher not in studies or name not in frame:
+            continue
+        key = (teacher, claim["source"], claim["reduction"])
+        row = {"study": studies[teacher], "teacher": teacher, "arm": CLAIMED}
+        row = rows.setdefault(key, row | {"reduction": claim["reduction"]})
+        row[name] = claim["retention"]
+    if not rows:
+        return frame
+    more = pd.DataFrame(list(rows.values())).reindex(columns=frame.columns)
+    for column in [name for name in frame.columns if name.endswith("/spread_of")]:
+        more[column] = ""
+    joined = pd.concat([frame, more.astype(frame.dtypes)], ignore_index=True)
+    return joined.sort_values(["study", "teacher"], ignore_index=True, kind="stable")
 
 
 ABLATION_NOTE = (
@@ -174,67 +238,59 @@ def ablation_table(
         1 - gap / base[key] if key in base.index else float("nan")
         for key, gap in zip(keys, main["gap"], strict=True)
     ]
-    model = ["study", "teacher", "arm", "step"]
     for name, task, metric in (
         ("tokens", "training", "tokens"),
         ("training_flops", "training", "flops"),
         ("flops_per_token", "model", "flops_per_token"),
     ):
-        values = _values(table, task, metric)[[*model, "value"]].rename(columns={"value": name})
-        main = main.merge(values, on=model, how="left")
+        values = values_of(table, task, metric)[[*MODEL, "value"]].rename(columns={"value": name})
+        main = main.merge(values, on=MODEL, how="left")
     main["tokens"] = main["tokens"].astype("Int64")
     scores = [c for c in main.columns if "/" in c and "retention" not in c]
-    order = [*model, "seeds", "parameters", "reduction"]
+    order = [*MODEL, "seeds", "parameters", "reduction"]
     order += [c for c in scores if c.startswith(loss)] + ["gap", "closed"]
     order += [c for c in scores if not c.startswith(loss)]
     order += ["tokens", "training_flops", "flops_per_token"]
     return main.sort_values(["study", "teacher", loss], ignore_index=True, kind="stable")[order]
 
 
-def save_table(frame: pd.DataFrame, stem: Path, caption: str, label: str) -> None:
-    """Write a table as `<stem>.csv` (raw numbers), `.md` and `.tex` (rounded, for readers).
+def save_table(
+    frame: pd.DataFrame,
+    stem: Path,
+    caption: str,
+    label: str,
+    columns: Iterable[Column] | None = None,
+) -> None:
+    """Write a table as `<stem>.csv` (raw numbers), `.md`, `.html` and `.tex` (for readers).
 
-    The LaTeX is a `table*` that needs the package booktabs. The columns of `main_table` get heads
-    of their own and one cell for a score and its spread; any other column keeps its name.
+    The columns of `main_table` and `ablation_table` get heads of their own and one cell for a score
+    and its spread; any other column keeps its name, unless `columns` says how the table reads.
 
     Args:
         frame: the table; the index is left out.
         stem: the path without its suffix.
-        caption: plain text; what is special to LaTeX or Markdown is escaped.
+        caption: plain text.
         label: the LaTeX label, of letters, digits and ":.-".
+        columns: the table for readers.
 
     Raises:
         UserError: the label has other characters.
     """
-    if not re.fullmatch(r"[A-Za-z0-9:.-]+", label):
-        raise UserError(f"label {label!r}: use letters, digits, colon, point and hyphen")
-    caption = " ".join(caption.split())
-    columns = _readable(frame)
+    readable = _readable(frame) if columns is None else list(columns)
     # Rows of one teacher belong together; a rule parts them from the next teacher's.
     names = [name for name in ("study", "teacher") if name in frame.columns]
     owners = list(frame[names].itertuples(index=False, name=None)) if names else [()] * len(frame)
-    breaks = {i for i in range(1, len(owners)) if owners[i] != owners[i - 1]}
-    for suffix, text in (
-        ("csv", csv_text(frame)),
-        ("md", _markdown(columns, caption)),
-        ("tex", _tex(columns, breaks, caption, label)),
-    ):
-        stem.with_name(f"{stem.name}.{suffix}").write_bytes(text.encode())
+    breaks = frozenset(i for i in range(1, len(owners)) if owners[i] != owners[i - 1])
+    save_columns(readable, frame, stem, caption, label, breaks=breaks)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """One column for readers; those of one group share its unit and stand side by side."""
+def key_columns(frame: pd.DataFrame) -> list[Column]:
+    """Give the columns that say which model a row is about, as far as rows differ in them.
 
-    group: str
-    head: str
-    unit: str
-    cells: list[str]
-    is_text: bool = False
-
-
-def _values(table: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    return table[(table["task"] == task) & (table["metric"] == metric)]
+    The frame has study, teacher, arm, step and seeds.
+    """
+    names = [name for name in (*_KEYS, "seeds") if name not in _hidden(frame)]
+    return [_plain_column(frame[name], name) for name in names]
 
 
 def _add_retention(
@@ -255,134 +311,58 @@ def _add_retention(
         ]
 
 
-def _readable(frame: pd.DataFrame) -> list[_Column]:
-    names = list(frame.columns)
-    hidden: list[str] = []
-    for name in ("study", "teacher"):
-        if name in names and frame[name].nunique() < 2:
-            hidden.append(name)
-    if "seeds" in names and not (frame["seeds"] > 1).any():
+def _hidden(frame: pd.DataFrame) -> list[str]:
+    """List the columns that would say the same in every row."""
+    hidden = [n for n in ("study", "teacher") if n in frame.columns and frame[n].nunique() < 2]
+    if "seeds" in frame.columns and not (frame["seeds"] > 1).any():
         hidden.append("seeds")
+    return hidden
+
+
+def _readable(frame: pd.DataFrame) -> list[Column]:
+    hidden = _hidden(frame)
     columns = []
-    for name in names:
+    for name in frame.columns:
         task, metric, part = [*name.split("/"), "", ""][:3]
         if name in hidden:
             continue
         if metric not in MEASURES:
             columns.append(_plain_column(frame[name], name))
-        elif part not in ("spread", "spread_of"):
+        elif part in ("", *_RETENTIONS):
             columns.append(_task_column(frame, name, task, metric, part))
     return columns
 
 
-def _task_column(frame: pd.DataFrame, name: str, task: str, metric: str, part: str) -> _Column:
+def _task_column(frame: pd.DataFrame, name: str, task: str, metric: str, part: str) -> Column:
     group = task_title(task)
+    # A second metric of the task has a group of its own: both have columns "kept" and "margin".
+    same = {n.split("/")[1] for n in frame.columns if n.startswith(f"{task}/")}
+    if len(same) > 1:
+        group = f"{group}, {measure(metric).short}"
+    missing = pd.Series(float("nan"), index=frame.index)
     if part:
-        head = _RETENTIONS[part]
-        return _Column(group, head, "%", [_fixed(value * 100, 1) for value in frame[name]])
-    how = measure(metric)
-    spreads = frame.get(f"{name}/spread", pd.Series(float("nan"), index=frame.index))
-    cells = [_score(v, s, how) for v, s in zip(frame[name], spreads, strict=True)]
-    return _Column(group, how.short, how.unit, cells)
+        low, high = (frame.get(f"{name}_{end}", missing) for end in ("low", "high"))
+        rows = zip(frame[name], low, high, strict=True)
+        cells = [with_interval(value, first, last, SHARE) for value, first, last in rows]
+        return Column(group, _RETENTIONS[part], "%", cells)
+    how = quantity(task, metric)
+    spreads = frame.get(f"{name}/spread", missing)
+    cells = [with_spread(v, s, how) for v, s in zip(frame[name], spreads, strict=True)]
+    return Column(group, measure(metric).short, how.unit, cells)
 
 
-def _plain_column(values: pd.Series, name: str) -> _Column:
-    head = _IDENTITY.get(name, name)
+def _plain_column(values: pd.Series, name: str) -> Column:
+    head, key = _IDENTITY.get(name, name), name in _KEYS
     if name == "arm":
-        styles = arm_styles(values)
-        return _Column("", head, "", [styles[arm].label for arm in values], is_text=True)
-    if name in _SCIENTIFIC:
-        return _Column("", head, "", [_MISSING if pd.isna(v) else f"{v:.3g}" for v in values])
+        styles = arm_styles(arm for arm in values if arm != CLAIMED)
+        cells = ["Claimed" if arm == CLAIMED else styles[arm].label for arm in values]
+        return Column("", head, "", cells, is_text=True, is_key=True)
+    if name in _SCIENTIFIC_COLUMNS:
+        return Column("", head, "", [_SCIENTIFIC.text(value) for value in values])
     if name in _PERCENT:
-        return _Column("", head, "%", [_fixed(value * 100, 1) for value in values])
+        return Column("", head, "%", [SHARE.text(value) for value in values])
     if not pd.api.types.is_numeric_dtype(values):
-        cells = [_MISSING if pd.isna(value) else str(value) for value in values]
-        return _Column("", head, "", cells, is_text=True)
+        cells = [MISSING if pd.isna(value) else str(value) for value in values]
+        return Column("", head, "", cells, is_text=True, is_key=key)
     decimals = 0 if pd.api.types.is_integer_dtype(values) else 3
-    return _Column("", head, "", [_fixed(value, decimals) for value in values])
-
-
-def _score(value: float, spread: float, how: Measure) -> str:
-    text = _fixed(value * how.factor, how.decimals)
-    return text if pd.isna(spread) else f"{text} ± {_fixed(spread * how.factor, how.decimals)}"
-
-
-def _fixed(value: float, decimals: int) -> str:
-    if pd.isna(value):
-        return _MISSING
-    text = f"{value:,.{decimals}f}"
-    # A small negative number must not be printed as minus nothing.
-    return text if text.strip("-0.") else text.removeprefix("-")
-
-
-def _with_unit(text: str, unit: str) -> str:
-    return f"{text} ({unit})" if unit else text
-
-
-def _markdown(columns: list[_Column], caption: str) -> str:
-    heads = [_with_unit(f"{column.group} {column.head}".strip(), column.unit) for column in columns]
-    lines = [
-        f"Table: {_escape_markdown(caption)}",
-        "",
-        _markdown_row(heads),
-        "| " + " | ".join(":---" if column.is_text else "---:" for column in columns) + " |",
-    ]
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        lines.append(_markdown_row(list(cells)))
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: list[str]) -> str:
-    return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
-
-
-def _escape_markdown(text: str) -> str:
-    return _MARKDOWN_SPECIAL.sub(r"\\\1", text)
-
-
-def _tex(columns: list[_Column], breaks: set[int], caption: str, label: str) -> str:
-    # The unit goes with the group's head, which leaves the columns as narrow as their numbers.
-    upper, rules, start = [], [], 1
-    for (group, unit), members in itertools.groupby(columns, lambda c: (c.group, c.unit)):
-        width = len(list(members))
-        if group:
-            head = _escape_tex(_with_unit(group, unit))
-            upper.append(rf"\multicolumn{{{width}}}{{c}}{{{head}}}")
-            rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
-        else:
-            upper += [""] * width
-        start += width
-    heads = [c.head if c.group else _with_unit(c.head, c.unit) for c in columns]
-    lines = [
-        r"\begin{table*}",
-        r"\centering",
-        r"\scriptsize" if len(columns) > _FOOTNOTE_COLUMNS else r"\footnotesize",
-        r"\setlength{\tabcolsep}{3pt}",
-        rf"\begin{{tabular}}{{{''.join('l' if c.is_text else 'r' for c in columns)}}}",
-        r"\toprule",
-    ]
-    if rules:
-        lines += [_tex_row(upper), "".join(rules)]
-    lines += [_tex_row([_escape_tex(head) for head in heads]), r"\midrule"]
-    for i, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
-        if i in breaks:
-            lines.append(r"\midrule")
-        lines.append(_tex_row([_escape_tex(cell) for cell in cells]))
-    lines += [
-        r"\bottomrule",
-        r"\end{tabular}",
-        rf"\caption{{{_escape_tex(caption)}}}",
-        rf"\label{{{label}}}",
-        r"\end{table*}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _tex_row(cells: list[str]) -> str:
-    return " & ".join(cells) + r" \\"
-
-
-def _escape_tex(text: str) -> str:
-    escaped = "".join(_TEX_SPECIAL.get(character, character) for character in text)
-    # A hyphen before a digit at the start of a cell is a minus sign.
-    return re.sub(r"^-(?=\d)", "$-$", escaped)
+    return Column("", head, "", [fixed(value, decimals) for value in values], is_key=key)

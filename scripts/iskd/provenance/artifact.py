@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ RUN = "run.json"
 def canonical_json(value: Any) -> str:
     """Write JSON in one form only: sorted keys, no NaN, two spaces, a newline at the end."""
     return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_lines(values: Iterable[Any]) -> str:
+    """Write one JSON value per line, with sorted keys and no NaN."""
+    lines = (
+        json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False) for value in values
+    )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def file_digest(path: Path) -> str:

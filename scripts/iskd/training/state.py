@@ -23,6 +23,7 @@ from typing import Any
 from iskd.errors import UserError
 from iskd.locks import ask_to_stop, read_holder, take_lock
 from iskd.provenance.artifact import MANIFEST, canonical_json, file_digest, flush, write_text
+from iskd.provenance.ledger import PREFIX, Ledger, Spent
 
 log = logging.getLogger("iskd.training")
 
@@ -96,6 +97,9 @@ class WorkFolder:
         self.resumed: list[int] = []
         self.resumed_texts: list[int] = []
         self.evaluations = 0
+        # What this attempt has taken so far, if somebody counts.
+        self.spent: Callable[[], Spent] | None = None
+        self._ledger: Ledger | None = None
         self._lock: int | None = None
 
     @classmethod
@@ -111,7 +115,19 @@ class WorkFolder:
         """
         digest = hashlib.sha256(canonical_json({"asked": self.asked, "how": how}).encode())
         check = None if self._lock is None else self.check_held
-        return RunStates(self.path, digest.hexdigest(), check)
+        return RunStates(self.path, digest.hexdigest(), check, self._note)
+
+    def open_ledger(self, spent: Callable[[], Spent]) -> None:
+        """Have what this attempt takes counted; those before it have ended."""
+        self._ledger = Ledger(self.path, self.asked, spent)
+
+    def _note(self) -> None:
+        if self._ledger is not None:
+            self._ledger.note()
+
+    def in_all(self, last: Spent) -> Spent:
+        """Add what earlier attempts at the artifact have taken to what the last one has."""
+        return last if self._ledger is None else self._ledger.in_all(last)
 
     def check_held(self) -> None:
         """Check that no other job can have taken the artifact over.
@@ -140,6 +156,11 @@ class WorkFolder:
         for state in self.path.glob("*/checkpoint-*"):
             if not (state / MANIFEST).exists():
                 shutil.rmtree(state, ignore_errors=True)
+
+    def _holds_something(self) -> bool:
+        """Tell whether there is anything for a further attempt to go on from."""
+        names = {entry.name for entry in self.path.glob("*")}
+        return any(name != _LOCK and not name.startswith(PREFIX) for name in names)
 
     def remove(self) -> None:
         """Delete the folder: the artifact is published."""
@@ -176,14 +197,18 @@ class WorkFolder:
             time.sleep(min(1.0, patience / 10))
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = descriptor
+        if self.spent is not None:
+            self.open_ledger(self.spent)
         try:
             yield
         finally:
             if self._held():
                 self._tidy()
-                if {entry.name for entry in self.path.glob("*")} <= {_LOCK}:
+                if self._holds_something():
+                    self._note()
+                else:
                     self.remove()
-            self._lock = None
+            self._lock, self._ledger = None, None
             os.close(descriptor)
 
 
@@ -215,12 +240,20 @@ class RunStates:
         work: the work folder.
         digest: of all that defines the run.
         check: raises an error where another job may work in the folder by now.
+        note: called whenever something is kept, to write down what the attempt has taken.
     """
 
-    def __init__(self, work: Path, digest: str, check: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        work: Path,
+        digest: str,
+        check: Callable[[], None] | None = None,
+        note: Callable[[], None] = lambda: None,
+    ) -> None:
         self.digest = digest
         self.path = work / digest[:16]
         self.check = check
+        self.note = note
 
     def commit(self, step: int) -> None:
         """Vouch for the state of a step, then delete all but the newest two.
@@ -239,6 +272,7 @@ class RunStates:
         write_text(folder / MANIFEST, text)
         flush(folder)
         flush(self.path)
+        self.note()
         for old in self._folders()[_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
 

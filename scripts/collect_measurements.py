@@ -1,0 +1,18 @@
+"""Collect what clocks and sensors said into one tidy table, beside metrics.csv."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.evaluation.measurements import collect_measurements
+    from iskd.paper.metrics import read_metrics, reductions_of, write_metrics
+
+    metrics = read_metrics(Path(job.inputs["metrics"]))
+    rows = collect_measurements(job.inputs, job.params["spec"], reductions_of(metrics))
+    write_metrics(rows, job.out / "measurements.csv")
+    job.summary |= {"rows": len(rows)}

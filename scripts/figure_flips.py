@@ -1,0 +1,18 @@
+"""Draw one teacher's figure: how many answers changed behind each change of accuracy."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.paper.figures.canvas import save_figure
+    from iskd.paper.figures.flips import flips_figure
+    from iskd.paper.metrics import read_metrics
+
+    metrics = read_metrics(Path(job.inputs["metrics"]))
+    drawn = flips_figure(metrics, job.params["spec"]["headline"], job.wildcards["teacher"])
+    save_figure(*drawn, job.out / "flips")

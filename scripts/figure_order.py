@@ -1,0 +1,17 @@
+"""Draw one teacher's figure: which block was replaced when, and the loss that each step added."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.paper.figures.canvas import save_figure
+    from iskd.paper.figures.order import order_figure
+    from iskd.paper.metrics import read_metrics
+
+    metrics = read_metrics(Path(job.inputs["metrics"]))
+    save_figure(*order_figure(metrics, job.wildcards["teacher"]), job.out / "order")

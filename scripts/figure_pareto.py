@@ -1,0 +1,20 @@
+"""Draw one teacher's figure: loss against parameters, measured decoding speed and memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.paper.figures.canvas import save_figure
+    from iskd.paper.figures.pareto import pareto_figure
+    from iskd.paper.metrics import read_metrics
+
+    metrics, measurements = (
+        read_metrics(Path(job.inputs[name])) for name in ("metrics", "measurements")
+    )
+    drawn = pareto_figure(metrics, measurements, job.wildcards["teacher"])
+    save_figure(*drawn, job.out / "pareto")

@@ -1,0 +1,16 @@
+"""Draw one teacher's figure: training curves across steps, the substitutions marked."""
+
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.paper.figures.canvas import save_figure
+    from iskd.paper.figures.training import read_curves, training_figure
+
+    spec = job.params["spec"]
+    curves = read_curves(job.inputs["histories"], spec, job.wildcards["teacher"])
+    save_figure(*training_figure(curves, spec["chained"]), job.out / "training")

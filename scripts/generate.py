@@ -1,0 +1,41 @@
+"""Let one model continue the beginnings of held-out texts, and measure what it writes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    import torch
+
+    from iskd.data.corpus import load_blocks
+    from iskd.evaluation.generation import (
+        Sampling,
+        continue_prompts,
+        draw_prompts,
+        generation_metrics,
+        side_by_side,
+    )
+    from iskd.evaluation.results import write_result
+    from iskd.models.folder import load_model, load_tokenizer
+    from iskd.provenance.artifact import json_lines
+
+    spec = job.params["spec"]
+    precision = getattr(torch, spec["precision"])
+    model = load_model(job.folder("model"), precision)
+    blocks = load_blocks(Path(job.inputs["heldout"]))
+    samples = continue_prompts(
+        model,
+        load_model(job.folder("teacher"), precision) if "teacher" in job.inputs else model,
+        load_tokenizer(job.folder("model")),
+        draw_prompts(blocks, spec["prompts"], spec["prompt_tokens"], job.seed),
+        Sampling(spec["new_tokens"], spec["temperature"], spec["top_p"], job.seed),
+    )
+    metrics = generation_metrics(samples)
+    write_result(job.out, metrics)
+    (job.out / "samples.jsonl").write_text(json_lines(samples), encoding="utf-8")
+    (job.out / "samples.md").write_text(side_by_side(samples), encoding="utf-8")
+    job.summary |= {name: metric.value for name, metric in metrics.items()}

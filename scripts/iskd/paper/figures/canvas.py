@@ -1,0 +1,280 @@
+"""What the figures share: panels, lines, bars, a legend that fits, and files of fixed bytes."""
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import LineStyleType
+
+from iskd.errors import UserError
+from iskd.paper.metrics import csv_text, tidy
+from iskd.paper.style import COLUMN_WIDTH, REFERENCE_COLOUR, TEXT_WIDTH, ArmStyle, paper_style
+
+FIGURE_FORMATS = ("pdf", "svg", "png")
+ROW_HEIGHT = 1.95
+"""Height of one row of panels, in inches."""
+TEACHER_MARKER = "o"
+"""Drawn hollow, where the teacher is a point and not a line."""
+PALE = 0.35
+"""Opacity of what stands behind: other steps than the one reported, dominated points."""
+
+_LABEL_HEIGHT = 0.1  # inches, for a label shared by all panels
+_EDGE = 0.4  # points, of the white rim that parts markers lying on one another
+# Letters that fit above a panel and into a line of the legend.
+_TITLE_LETTERS = {1: 88, 2: 44, 3: 28}
+_NARROW_LETTERS = 40
+# What matplotlib would add on its own: times, and its version, which the manifest records.
+_METADATA: Mapping[str, dict[str, None]] = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}
+
+
+def teacher_rows(metrics: pd.DataFrame, teacher: str) -> pd.DataFrame:
+    """Return the rows of one teacher's models, checked and in canonical order.
+
+    Raises:
+        UserError: there is none, the table holds several studies of the teacher, or a row fails
+            the checks of `iskd.paper.metrics.tidy`.
+    """
+    checked = tidy(metrics)
+    own = checked[checked["teacher"] == teacher]
+    if own.empty:
+        known = ", ".join(sorted(set(checked["teacher"]))) or "none"
+        raise UserError(f"metrics: no rows for the teacher {teacher!r}; there are: {known}")
+    if own["study"].nunique() > 1:
+        raise UserError(f"metrics: several studies of {teacher!r}; a figure shows one")
+    return own
+
+
+def rows_of(frame: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    """Return the rows of one task and metric."""
+    return frame[(frame["task"] == task) & (frame["metric"] == metric)]
+
+
+def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path) -> None:
+    """Write the figure as `<stem>.pdf`, `.svg` and `.png` (200 dpi), and its numbers as `.csv`.
+
+    The bytes depend on the figure and the libraries alone: not on the time, the folder, the user's
+    settings or the process.
+    """
+    with paper_style():
+        for suffix in FIGURE_FORMATS:
+            figure.savefig(_with_suffix(stem, suffix), format=suffix, metadata=_METADATA[suffix])
+    _with_suffix(stem, "csv").write_bytes(csv_text(frame).encode())
+
+
+def _with_suffix(stem: Path, suffix: str) -> Path:
+    # Path.with_suffix would cut a stem such as "gpt2-v1.5" at its last point.
+    return stem.with_name(f"{stem.name}.{suffix}")
+
+
+def columns_for(panels: int) -> int:
+    """Give in how many columns so many panels stand."""
+    return {1: 1, 2: 2, 4: 2}.get(panels, 3)
+
+
+def make_panels(
+    count: int, *, columns: int | None = None, row_height: float = ROW_HEIGHT, **shared: str | bool
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure with panels: one as wide as a column of text, several as wide as the page's.
+
+    Args:
+        count: number of panels.
+        columns: in how many columns they stand; left out, `columns_for`.
+        row_height: of one row of panels, in inches.
+        **shared: `sharex` and `sharey` of matplotlib's `subplots`.
+    """
+    columns = columns or columns_for(count)
+    rows = math.ceil(count / columns)
+    width = COLUMN_WIDTH if count == 1 else TEXT_WIDTH
+    figure = new_figure(width, rows * row_height + _LABEL_HEIGHT)
+    grid: Any = figure.subplots(rows, columns, squeeze=False, **shared)  # type: ignore[call-overload]
+    axes = list(grid.flat)
+    for extra in axes[count:]:
+        extra.remove()
+    # The last panel of each column may stand above an empty place.
+    for upper in axes[max(0, count - columns) : count]:
+        upper.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty figure of so many inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def set_title(axes: Axes, text: str, columns: int, **how: float) -> None:
+    """Write a panel's title, in several lines where one would be wider than the panel."""
+    narrow = axes.get_figure(root=True).get_figwidth() < TEXT_WIDTH  # type: ignore[union-attr]
+    letters = _NARROW_LETTERS if narrow else _TITLE_LETTERS[columns]
+    axes.set_title(plain("\n".join(textwrap.wrap(text, letters))), **how)  # type: ignore[arg-type]
+
+
+def plain(text: str) -> str:
+    """Keep matplotlib from reading text between dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
+def few_ticks(axis: Axis, count: int = 5) -> None:
+    """Put at most so many ticks on an axis, at round numbers."""
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10]))
+
+
+def whole_ticks(axis: Axis, count: int = 8) -> None:
+    """Put at most so many ticks on an axis, at whole numbers."""
+    axis.set_major_locator(MaxNLocator(count, steps=[1, 2, 5, 10], integer=True))
+
+
+def set_range(axes: Axes, low: float, high: float) -> None:
+    """Set the range of the horizontal axis, with room for markers at its ends."""
+    axes.set_xlim(low - 0.07 * (high - low), high + 0.05 * (high - low))
+
+
+def line_style(style: ArmStyle) -> LineStyleType:
+    """Give an arm's dashes as matplotlib takes them."""
+    return (0, style.dashes) if style.dashes else "solid"
+
+
+def draw_level(
+    axes: Axes,
+    level: float,
+    style: ArmStyle,
+    interval: tuple[float, float] = (math.nan, math.nan),
+) -> None:
+    """Draw a horizontal line, and its interval as a band where it is known."""
+    axes.axhline(level, color=style.colour, linewidth=0.9, linestyle=line_style(style), zorder=1.5)
+    if math.isfinite(interval[0]):
+        axes.axhspan(*interval, color=style.colour, alpha=0.1, linewidth=0)
+
+
+def draw_points(
+    axes: Axes,
+    rows: pd.DataFrame,
+    style: ArmStyle,
+    x: str,
+    *,
+    joined: bool,
+    alpha: float = 1.0,
+    hollow: bool = False,
+) -> None:
+    """Draw the column `score` of an arm's rows against the column `x`, as a line or as markers."""
+    seaborn.lineplot(
+        data=rows,
+        x=x,
+        y="score",
+        # The means are in the frame already; seaborn's own interval is a random bootstrap.
+        estimator=None,
+        errorbar=None,
+        color=style.colour,
+        linestyle=line_style(style) if joined else "none",
+        marker=style.marker,
+        markersize=style.marker_size,
+        alpha=alpha,
+        legend=False,
+        ax=axes,
+        zorder=3 if joined else 4,
+        **_rim(style.colour, hollow=hollow),
+    )
+
+
+def _rim(colour: str, *, hollow: bool) -> dict[str, str | float]:
+    if hollow:
+        return {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 0.9}
+    return {"markeredgecolor": "white", "markeredgewidth": _EDGE}
+
+
+def draw_bars(
+    axes: Axes, rows: pd.DataFrame, colour: str, x: str, *, alpha: float = 1.0, along: str = "y"
+) -> None:
+    """Draw the intervals of `rows` as bars: capped where they span seeds.
+
+    The ends are the columns `low` and `high` around `score`, or `<x>_low` and `<x>_high` around
+    the column `x` where the bars lie along "x".
+    """
+    middle, prefix = ("score", "") if along == "y" else (x, f"{x}_")
+    for kind, capsize, strength in (("seeds", 2.2, 0.9), ("items", 0.0, 0.45)):
+        own = rows[rows["spread_of"] == kind]
+        own = own[own[f"{prefix}low"].notna()]
+        # An interval of another kind than the value need not hold it.
+        lengths = [
+            (own[middle] - own[f"{prefix}low"]).clip(lower=0),
+            (own[f"{prefix}high"] - own[middle]).clip(lower=0),
+        ]
+        axes.errorbar(
+            own[x],
+            own["score"],
+            **{f"{along}err": lengths},  # type: ignore[arg-type]
+            fmt="none",
+            ecolor=colour,
+            elinewidth=0.8,
+            capsize=capsize,
+            capthick=0.8,
+            alpha=alpha * strength,
+            zorder=2,
+        )
+
+
+def handle(style: ArmStyle, *, joined: bool = True, hollow: bool = False) -> Line2D:
+    """Make the legend's entry of an arm: a line with its marker, or the marker alone."""
+    return Line2D(
+        [],
+        [],
+        color=style.colour,
+        linestyle=line_style(style) if joined else "none",
+        marker=style.marker,
+        markersize=style.marker_size,
+        label=style.label,
+        **_rim(style.colour, hollow=hollow),  # type: ignore[arg-type]
+    )
+
+
+def reference_style(label: str, dashes: Sequence[float], marker: str = "None") -> ArmStyle:
+    """Give the look of something that is no arm."""
+    return ArmStyle(label, REFERENCE_COLOUR, marker, tuple(dashes))
+
+
+def finish(figure: Figure, handles: Iterable[Line2D]) -> Figure:
+    """Put a legend above the panels, make room for it, and settle where everything stands."""
+    legend = _draw_legend(figure, list(handles))
+    height = legend.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height)
+    # Each pass of the layout starts from the one before and moves things by a last bit, which
+    # shows in the ids of an SVG. One pass, and the bytes no longer depend on earlier drawings.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
+def _draw_legend(figure: Figure, handles: list[Line2D]) -> Legend:
+    letters = _NARROW_LETTERS if figure.get_figwidth() < TEXT_WIDTH else _TITLE_LETTERS[1]
+    for each in handles:
+        each.set_label(plain("\n".join(textwrap.wrap(str(each.get_label()), letters))))
+    # As few rows as fit the width, and those evenly filled.
+    for rows in range(1, len(handles) + 1):
+        legend = figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=math.ceil(len(handles) / rows),
+            handlelength=2.4,
+            columnspacing=1.3,
+            handletextpad=0.5,
+        )
+        if legend.get_window_extent().width <= 0.98 * figure.bbox.width or rows == len(handles):
+            break
+        legend.remove()
+    return legend

@@ -1,0 +1,130 @@
+"""A table for readers, written as LaTeX, Markdown and HTML; its raw numbers as CSV."""
+
+import html
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from iskd.errors import UserError
+from iskd.paper.columns import Column, groups_of, own_head
+from iskd.paper.formats import with_unit
+from iskd.paper.latex import tex_table
+from iskd.paper.metrics import csv_text
+
+TABLE_FORMATS = ("tex", "csv", "md", "html")
+
+_MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
+_HTML_STYLE = """\
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em; color: #1a1a1a; }
+table { border-collapse: collapse; margin: 0 0 1.2em; font-variant-numeric: tabular-nums; }
+th, td { padding: .25em .7em; text-align: right; white-space: nowrap; }
+th.text, td.text { text-align: left; }
+thead th { border-bottom: 1px solid #999; font-weight: 600; }
+thead th.group { border-bottom: 1px solid #ccc; text-align: center; }
+tr.first td { border-top: 1px solid #999; }
+tbody tr:hover { background: #f2f5f9; }
+p { max-width: 60em; }
+"""
+
+
+def save_columns(
+    columns: Sequence[Column],
+    frame: pd.DataFrame,
+    stem: Path,
+    caption: str,
+    label: str,
+    *,
+    breaks: frozenset[int] = frozenset(),
+) -> None:
+    """Write a table as `<stem>.csv` (raw numbers), `.md`, `.html` and `.tex` (for readers).
+
+    The LaTeX needs the package booktabs and fits the text of a two-column A4 paper: columns that
+    do not fit side by side go below one another in the same `table*`, and what does not fit on a
+    page goes into a further one.
+
+    Args:
+        columns: the table for readers.
+        frame: the same, unrounded.
+        stem: the path without its suffix.
+        caption: plain text; what is special to LaTeX, Markdown or HTML is escaped.
+        label: the LaTeX label, of letters, digits and ":.-".
+        breaks: rows before which a rule parts them from those above.
+
+    Raises:
+        UserError: the label has other characters.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9:.-]+", label):
+        raise UserError(f"label {label!r}: use letters, digits, colon, point and hyphen")
+    caption = " ".join(caption.split())
+    for suffix, text in (
+        ("csv", csv_text(frame)),
+        ("md", _markdown(columns, caption)),
+        ("html", html_page(caption, html_table(columns, breaks))),
+        ("tex", tex_table(columns, breaks, caption, label)),
+    ):
+        stem.with_name(f"{stem.name}.{suffix}").write_bytes(text.encode())
+
+
+def escape_markdown(text: str) -> str:
+    """Escape what Markdown takes for markup."""
+    return _MARKDOWN_SPECIAL.sub(r"\\\1", text)
+
+
+# --- Markdown -------------------------------------------------------------------------------
+
+
+def markdown_rows(columns: Sequence[Column]) -> list[str]:
+    """Give the lines of a Markdown table."""
+    heads = [with_unit(f"{column.group} {column.head}".strip(), column.unit) for column in columns]
+    lines = [
+        _markdown_row(heads),
+        "| " + " | ".join(":---" if column.is_text else "---:" for column in columns) + " |",
+    ]
+    rows = zip(*(column.cells for column in columns), strict=True)
+    return lines + [_markdown_row(list(cells)) for cells in rows]
+
+
+def _markdown(columns: Sequence[Column], caption: str) -> str:
+    lines = [f"Table: {escape_markdown(caption)}", "", *markdown_rows(columns)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
+
+
+# --- HTML -----------------------------------------------------------------------------------
+
+
+def html_page(caption: str, body: str, title: str = "") -> str:
+    """Give a page that needs no other file: a title, a body, and a caption below."""
+    head = f"<h1>{html.escape(title)}</h1>\n" if title else ""
+    below = f"<p>{html.escape(caption)}</p>\n" if caption else ""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{html.escape(title or 'Table')}</title>\n<style>\n{_HTML_STYLE}</style>\n</head>\n"
+        f"<body>\n{head}{body}{below}</body>\n</html>\n"
+    )
+
+
+def html_table(columns: Sequence[Column], breaks: frozenset[int] = frozenset()) -> str:
+    """Give a table as HTML."""
+    lines = ["<table>", "<thead>"]
+    if any(column.group for column in columns):
+        cells = []
+        for (group, unit), members in groups_of(columns):
+            head = html.escape(with_unit(group, unit)) if group else ""
+            kind = ' class="group"' if group else ""
+            cells.append(f'<th{kind} colspan="{len(members)}">{head}</th>')
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    kinds = [' class="text"' if column.is_text else "" for column in columns]
+    heads = [html.escape(own_head(column)) for column in columns]
+    row = "".join(f"<th{kind}>{head}</th>" for kind, head in zip(kinds, heads, strict=True))
+    lines += [f"<tr>{row}</tr>", "</thead>", "<tbody>"]
+    first = ' class="first"'
+    for i, shown in enumerate(zip(*(column.cells for column in columns), strict=True)):
+        row = "".join(f"<td{k}>{html.escape(c)}</td>" for k, c in zip(kinds, shown, strict=True))
+        lines.append(f"<tr{first if i in breaks else ''}>{row}</tr>")
+    return "\n".join([*lines, "</tbody>", "</table>"]) + "\n"

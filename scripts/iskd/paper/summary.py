@@ -1,0 +1,122 @@
+"""The first page of the report: what was studied, and what came out."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from iskd.paper.columns import Column, own_head
+from iskd.paper.formats import fixed, quantity, with_interval
+from iskd.paper.metrics import HELDOUT, TEACHER_ARM, aggregate, headline_panels, measure, tidy
+from iskd.paper.style import arm_styles, task_title
+from iskd.paper.tables import at_headline, in_order, main_table, values_of
+
+_INTRODUCTION = """\
+Iterative Structured Knowledge Distillation (ISKD): one transformer block after the other is
+replaced by a compact one, and after each replacement the whole model is fine-tuned, at a high
+learning rate in the new block and at a low one elsewhere. Baselines have the same number of
+parameters, or have seen the same tokens, or both.
+"""
+_READING = """\
+Numbers are means over seeds; in brackets, the smallest and the largest seed, or a 95 % interval
+over the task's items where there is one seed. *Keeps* is score / teacher's score. Each figure and
+table says below it what is seen and how it was made; every number stands in ``metrics.csv`` or
+``measurements.csv``.
+"""
+
+
+def summary_page(
+    metrics: pd.DataFrame,
+    headline: Mapping[str, str],
+    chance: Mapping[str, float],
+    headline_step: Mapping[str, int],
+    spec: Mapping[str, Any],
+) -> str:
+    """Write the report's first page as reStructuredText.
+
+    Args:
+        metrics: a frame of `iskd.paper.metrics.read_metrics`.
+        headline: for each task the metric to show.
+        chance: for some tasks the score of a random choice.
+        headline_step: the step to report, per teacher.
+        spec: ``study``, ``seeds``, ``corpus`` (in words).
+    """
+    checked = tidy(metrics)
+    reported = at_headline(checked, headline_step)
+    seeds = ", ".join(map(str, spec["seeds"]))
+    parts = [
+        f"Study **{spec['study']}**, seeds {seeds}, corpus: {spec['corpus']}.",
+        _INTRODUCTION,
+    ]
+    for teacher, step in headline_step.items():
+        own = reported[reported["teacher"] == teacher]
+        parts += [
+            f"**{_rst(teacher)}** at step {step}",
+            *_sentences(own, headline, chance, teacher),
+            _list_table(_columns(own, headline)),
+        ]
+    return "\n\n".join(part.strip() for part in [*parts, _READING]) + "\n"
+
+
+def _sentences(
+    own: pd.DataFrame, headline: Mapping[str, str], chance: Mapping[str, float], teacher: str
+) -> list[str]:
+    """Say in a sentence for each arm what it keeps."""
+    table = main_table(own, headline, chance)
+    styles = arm_styles(table["arm"])
+    found = []
+    for row in table.to_dict("records"):
+        if row["arm"] == TEACHER_ARM or pd.isna(row["parameters"]):
+            continue
+        kept = [
+            f"{100 * row[name]:.1f} % of {task_title(task)}"
+            for task, metric in headline.items()
+            if (name := f"{task}/{metric}/retention") in row and pd.notna(row[name])
+        ]
+        size = f"{fixed(float(row['parameters']), 0)} parameters"
+        smaller = f"{100 * row['reduction']:.1f} % fewer than {teacher}"
+        keeps = f", keeps {', '.join(kept)}" if kept else ""
+        found.append(f"* {_rst(styles[row['arm']].label)}: {size}, {smaller}{keeps}")
+    return ["\n".join(found)] if found else []
+
+
+def _columns(own: pd.DataFrame, headline: Mapping[str, str]) -> list[Column]:
+    """Give a short table: each arm's score per task and its loss."""
+    table = aggregate(own)
+    table = table[table["step"] == table.groupby("arm")["step"].transform("max")]
+    arms = in_order(table)["arm"].drop_duplicates().tolist()
+    styles = arm_styles(arms)
+    columns = [Column("", "Arm", "", [styles[arm].label for arm in arms], is_text=True)]
+    for task, metric in headline_panels(own, headline):
+        how = quantity(task, metric)
+        rows = values_of(table, task, metric).set_index("arm")
+        cells = []
+        for arm in arms:
+            value, low, high = (
+                float(rows[name].get(arm, math.nan)) for name in ("value", "low", "high")
+            )
+            cells.append(with_interval(value, low, high, how))
+        head = task_title(task) if (task, metric) == HELDOUT else _named(task, metric)
+        columns.append(Column("", head, how.unit, cells))
+    return columns
+
+
+def _named(task: str, metric: str) -> str:
+    return f"{task_title(task)}, {measure(metric).short}"
+
+
+def _list_table(columns: Sequence[Column]) -> str:
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    rows = [[own_head(column) for column in columns]]
+    rows += [list(cells) for cells in zip(*(column.cells for column in columns), strict=True)]
+    for row in rows:
+        lines += [f"   {'* -' if i == 0 else '  -'} {_rst(cell)}" for i, cell in enumerate(row)]
+    return "\n".join(lines)
+
+
+def _rst(text: str) -> str:
+    """Keep reStructuredText, and the report's own templates, from reading signs as markup."""
+    for special in "\\*`|_":
+        text = text.replace(special, f"\\{special}")
+    return text.replace("{", "(").replace("}", ")")

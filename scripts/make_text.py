@@ -1,0 +1,17 @@
+"""Make a text beside the corpus: stories of the embedded world, with other words or its own."""
+
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.data.texts import write_texts
+    from iskd.data.toyworld.elsewhere import other_stories
+
+    spec = job.params["spec"]
+    stories = other_stories(job.seed, spec["stories"], other_words=spec["words"] == "other")
+    write_texts(stories, job.out / "texts.jsonl")
+    job.summary |= {"stories": len(stories)}

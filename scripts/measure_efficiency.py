@@ -1,0 +1,33 @@
+"""Measure how fast one model is and what memory it takes, in turn with its teacher."""
+
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    import torch
+
+    from iskd.evaluation.efficiency import MODEL, Load, measure, summarise
+    from iskd.evaluation.results import write_result
+    from iskd.models.folder import load_model
+    from iskd.provenance.artifact import json_lines
+
+    spec = job.params["spec"]
+    precision = getattr(torch, spec["precision"])
+    load = Load(
+        tuple(spec["batch_sizes"]),
+        spec["prompt_tokens"],
+        spec["new_tokens"],
+        spec["repeats"],
+        spec["warmup"],
+        job.seed,
+    )
+    model, teacher = (load_model(job.folder(name), precision) for name in ("model", "teacher"))
+    records = list(measure(model, teacher, load))
+    (job.out / "repeats.jsonl").write_text(json_lines(records), encoding="utf-8")
+    metrics = summarise(records)[MODEL]
+    write_result(job.out, metrics, facts={"device": str(model.device), "threads": job.threads})
+    job.summary |= {name: m.value for name, m in metrics.items() if name.endswith("_ratio")}

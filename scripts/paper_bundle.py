@@ -1,0 +1,16 @@
+"""Put all of the paper's files into one zip."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.paper.bundle import write_bundle
+
+    files = dict(zip(job.params["names"], map(Path, job.inputs["files"]), strict=True))
+    write_bundle(files, job.params["study"], job.out / "paper.zip")
+    job.summary |= {"files": len(files)}

@@ -1,0 +1,18 @@
+"""Write a LaTeX macro for every number of measurements.csv at the headline step."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.paper.metrics import read_metrics
+    from iskd.paper.numbers import numbers_table, save_numbers
+
+    spec = job.params["spec"]
+    table = numbers_table(read_metrics(Path(job.inputs["measurements"])), spec["headline_step"])
+    save_numbers(table, job.out / "numbers", f"Measured numbers of the study {spec['study']}.")
+    job.summary |= {"numbers": len(table)}

@@ -1,0 +1,19 @@
+"""Write the report's first page."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iskd.rule import run_rule
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with run_rule(snakemake) as job:
+    from iskd.paper.metrics import chance_levels, read_metrics
+    from iskd.paper.summary import summary_page
+
+    spec = job.params["spec"]
+    metrics = read_metrics(Path(job.inputs["metrics"]))
+    chance = chance_levels(metrics)
+    text = summary_page(metrics, spec["headline"], chance, spec["headline_step"], spec)
+    (job.out / "summary.rst").write_text(text, encoding="utf-8")
