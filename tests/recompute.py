@@ -247,7 +247,12 @@ def _generations(study: Study) -> None:
                 for sample in samples
                 for i in range(len(sample["tokens"]) - n + 1)
             ]
-            study.add(model, "generation", f"distinct_{n}", Number(len(set(grams)) / len(grams)))
+            found = Number(len(set(grams)) / len(grams), n=len(grams))
+            study.add(model, "generation", f"distinct_{n}", found)
+        counts = [len(sample["tokens"]) for sample in samples]
+        losses = [s["teacher_loss"] * n for s, n in zip(samples, counts, strict=True)]
+        found = quotient(losses, counts, [sample["index"] for sample in samples])
+        study.add(model, "generation", "teacher_loss", found)
 
 
 # --- weights and histories ------------------------------------------------------------------
@@ -267,6 +272,35 @@ def stored(folder: Path) -> tuple[int, int]:
     return numbers, size
 
 
+def counted_flops(folder: Path, length: int) -> int:
+    """Count a forward pass's FLOPs per token from the weights' shapes.
+
+    Each matrix takes two per number and token, but for those that are looked up; attention takes
+    2 * 2 * L * width per layer and token for scores and values (GPT-2 and its compact blocks).
+    """
+    (path,) = folder.glob("*.safetensors")
+    with path.open("rb") as stream:
+        (size,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(size))
+    total = 0
+    for name, tensor in header.items():
+        shape = tensor.get("shape", [])
+        if len(shape) == 2 and not name.endswith(("wpe.weight", "positions.weight")):
+            # The token embedding is the output layer too, and is multiplied there.
+            total += 2 * math.prod(shape)
+        if name.endswith("attn.c_proj.weight"):
+            total += 4 * length * shape[0]
+    return total
+
+
+def _sequence_length(folder: Path, teacher: str) -> int:
+    path = folder / "prepare_corpus" / teacher / "heldout.safetensors"
+    with path.open("rb") as stream:
+        (size,) = struct.unpack("<Q", stream.read(8))
+        length: int = json.loads(stream.read(size))["input_ids"]["shape"][1]
+    return length
+
+
 def _sizes(study: Study) -> None:
     for path in sorted(study.folder.rglob("*.safetensors")):
         folder = path.parent
@@ -277,6 +311,8 @@ def _sizes(study: Study) -> None:
         numbers, size = stored(folder)
         study.add(model, "model", "parameters", Number(numbers))
         study.add(model, "model", "checkpoint_bytes", Number(size))
+        flops = counted_flops(folder, _sequence_length(study.folder, model[0]))
+        study.add(model, "model", "flops_per_token", Number(flops))
         substitution = folder / "substitution.json"
         if substitution.exists():
             block = json.loads(substitution.read_text(encoding="utf-8"))["block"]

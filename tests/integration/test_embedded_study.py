@@ -5,12 +5,16 @@ Minutes rather than seconds; `make test-study` and CI run it, `make test` does n
 
 import csv
 import os
-import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
+from iskd.provenance.measured import is_measured
+from tests.recompute import read_metrics, recompute
+from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table
 from tests.slurm.cluster import what_is_missing
 from tests.workflow.conftest import Clone, make_clone, without_network
 
@@ -43,13 +47,13 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, offline: Clone) -> Clone
 
 
 def scores(clone: Clone, arm: str, task: str, metric: str) -> dict[int, float]:
-    """Read one metric of one arm by step."""
+    """Read one metric of one arm by step, the mean over seeds."""
+    found: dict[int, list[float]] = defaultdict(list)
     with (clone.folder / RESULTS / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-        return {
-            int(row["step"]): float(row["value"])
-            for row in csv.DictReader(stream)
-            if (row["arm"], row["task"], row["metric"]) == (arm, task, metric)
-        }
+        for row in csv.DictReader(stream):
+            if (row["arm"], row["task"], row["metric"]) == (arm, task, metric):
+                found[int(row["step"])].append(float(row["value"]))
+    return {step: fmean(values) for step, values in found.items()}
 
 
 def test_study_runs_without_a_network(offline: Clone) -> None:
@@ -67,16 +71,13 @@ def test_two_folders_give_the_same_metrics(offline: Clone, elsewhere: Clone) -> 
 
 def test_two_folders_give_the_same_artifacts(offline: Clone, elsewhere: Clone) -> None:
     ours, theirs = offline.files(RESULTS), elsewhere.files(RESULTS)
-    told_apart = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
     assert set(ours) == set(theirs)
-    assert [n for n in ours if ours[n] != theirs[n] and not told_apart.search(n)] == []
+    assert [n for n in ours if ours[n] != theirs[n] and not is_measured(n)] == []
 
 
 def test_teacher_understands_the_stories(offline: Clone) -> None:
-    with_context = scores(offline, "teacher", "cbt_context", "acc")[0]
-    without = scores(offline, "teacher", "cbt_question", "acc")[0]
-    assert with_context >= 0.5
-    assert with_context - without >= 0.2
+    # Chance is 0.1 and 0.25.
+    assert scores(offline, "teacher", "cbt_context", "acc")[0] >= 0.5
     assert scores(offline, "teacher", "hellaswag", "acc_norm")[0] >= 0.6
 
 
@@ -105,3 +106,13 @@ def test_paper_folder_is_complete(offline: Clone) -> None:
     names = {f.name for f in Path(offline.folder / RESULTS / "paper").iterdir()}
     assert {f"figure_tradeoff_toy.{s}" for s in ("pdf", "svg", "png", "csv")} <= names
     assert {f"table_main.{s}" for s in ("tex", "csv", "md")} <= names
+
+
+def test_every_number_can_be_recomputed(offline: Clone) -> None:
+    folder = offline.folder / RESULTS
+    assert check_numbers(read_metrics(folder / "metrics.csv"), recompute(folder)) > 500
+    paper = Paper(folder)
+    for table in TABLES:
+        assert check_table(paper, table) > 50
+    for rule in ("paper_numbers", "paper_measured_numbers"):
+        assert check_macros(paper, rule) > 50

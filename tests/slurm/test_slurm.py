@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from iskd.provenance.measured import is_measured
 from tests.workflow.conftest import Clone, make_clone
 
 from .cluster import ACCOUNT, PARTITION, Cluster, install, wait_until, what_is_missing
@@ -275,12 +276,11 @@ def test_study_ends_with_the_bytes_of_an_undisturbed_one(study: Study, reference
     assert study.driver.returncode == 0, study.tail()
     # One call more than the first, for the driver that was killed.
     assert study.calls == 2
-    told_apart = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
     ours, theirs = (
         {
             name: file.read_bytes()
             for file in top.rglob("*")
-            if file.is_file() and not told_apart.search(name := file.relative_to(top).as_posix())
+            if file.is_file() and not is_measured(name := file.relative_to(top).as_posix())
         }
         for top in (study.results, reference)
     )

@@ -496,7 +496,8 @@ def run_script(script: str, folder: str, pause: str) -> None:
             "rows": str(place / "rows.jsonl"),
             "heldout": str(place / "heldout.safetensors"),
         },
-        spec={"precision": "float32", "kind": "hellaswag", "batch_size": 4},
+        spec={"precision": "float32", "kind": "hellaswag", "batch_size": 4}
+        | {"stock": False, "fewshot": 0, "seed": 0},
     )
     runpy.run_path(str(SCRIPTS / f"{script}.py"), init_globals={"snakemake": snakemake})
 

@@ -152,7 +152,7 @@ def test_a_change_of_meaning_changes_the_digest(name: str, scripts: Path) -> Non
         ("split_corpus", "iskd/models/modeling/iskd_gpt2.py"),
         ("evaluate", "iskd/training/loop.py"),
         ("substitute_block", "iskd/baselines/l1_pruning.py"),
-        ("substitute_block", "iskd/paper/figures.py"),
+        ("substitute_block", "iskd/paper/figures/canvas.py"),
         ("substitute_block", "prune_l1.py"),
         ("substitute_block", "iskd/config/schema.py"),
         ("train_tokenizer", "iskd/data/toyworld/stories.py"),

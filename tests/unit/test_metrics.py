@@ -10,17 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iskd.errors import UserError
+from iskd.evaluation.retention import corrected_retention, retention
 from iskd.paper.metrics import (
     KEY_COLUMNS,
     METRIC_COLUMNS,
     aggregate,
     check_chance,
-    corrected_retention,
     csv_text,
     headline_panels,
     measure,
     read_metrics,
-    retention,
     tidy,
     write_metrics,
 )

@@ -294,11 +294,12 @@ def test_the_collection_names_every_file_once() -> None:
     study = of({"seeds": [1, 2]})
     spec = study.collection_spec()
     models = study.models()
-    assert len(spec["heldout"]) == len(models)
+    assert len(spec["heldout"]) == len(models) * 2
     assert len(spec["evaluations"]) == len(models) * 3
     keys = {tuple(sorted(entry.items(), key=str)) for entry in spec["evaluations"]}
     assert len(keys) == len(spec["evaluations"])
-    assert spec["heldout"][0] == {"teacher": "toy", "arm": "teacher", "seed": None, "step": 0}
+    first = {"teacher": "toy", "arm": "teacher", "seed": None, "step": 0}
+    assert spec["heldout"][0] == {**first, "text": "heldout"}
 
 
 def test_tasks_may_have_other_names_than_their_kind() -> None:
@@ -306,7 +307,7 @@ def test_tasks_may_have_other_names_than_their_kind() -> None:
     assert study.kind("easy") == "hellaswag"
     assert study.rows_spec("easy")["rows"] == 2
     assert study.evaluation_spec("easy")["kind"] == "hellaswag"
-    assert study.reporting_spec()["chance"]["easy"] == 0.25
+    assert study.reporting_spec()["headline"]["easy"] == "acc_norm"
 
 
 def test_fetched_and_trained_teachers_are_told_apart() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from iskd.provenance.measured import is_measured
+
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("workflow", "scripts", "config", "envs", "tests/config")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -76,10 +78,9 @@ def make_clone(folder: Path) -> Clone:
 
 
 def check_same_results(one: Clone, other: Clone, study: str) -> None:
-    """Compare every file of a study but those that say how and when."""
-    told_apart = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
+    """Compare every file of a study but those that say how, when and how fast."""
     ours, theirs = (
-        {n: data for n, data in c.files(f"results/{study}").items() if not told_apart.search(n)}
+        {n: data for n, data in c.files(f"results/{study}").items() if not is_measured(n)}
         for c in (one, other)
     )
     assert set(ours) == set(theirs)

@@ -143,11 +143,11 @@ def hub_rows(task: LmTask) -> HubRows:
     """
     dataset, own = task.options.get("dataset_path"), dict(task.options.get("dataset_kwargs") or {})
     remedy = "give its rows yourself, with source: file"
-    if own.pop("trust_remote_code", False):
-        raise UserError(
-            f"{task.name} needs code that lies in {dataset} (trust_remote_code), and none is run; "
-            f"{remedy}"
-        )
+    # Whatever switch there is for it by then.
+    switches = [name for name in own if name.startswith("trust_")]
+    asked = [own.pop(name) for name in switches]
+    if any(asked):
+        raise UserError(f"{task.name} needs code that lies in {dataset}, and none is run; {remedy}")
     if "custom_dataset" in task.options or not dataset or dataset in _DATA_FORMATS:
         raise UserError(f"the rows of {task.name} are no data set of the hub; {remedy}")
     # A branch or a tag would move, and all rows are read one by one.

@@ -21,7 +21,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from iskd.paper.metrics import corrected_retention
+from iskd.evaluation.retention import corrected_retention
 
 LEVEL = 0.95
 _TAIL = (1 - LEVEL) / 2

@@ -21,15 +21,11 @@ import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from iskd.errors import UserError
-
-Floats = NDArray[np.float64]
 
 METRIC_COLUMNS = (
     "study",
@@ -115,34 +111,6 @@ def measure(metric: str) -> Measure:
     if metric not in MEASURES:
         raise UserError(f"metric {metric!r} is not known; known are {', '.join(sorted(MEASURES))}")
     return MEASURES[metric]
-
-
-@overload
-def retention(score: float, teacher: float) -> float: ...
-@overload
-def retention(score: Floats, teacher: Floats) -> Floats: ...
-def retention(score: Any, teacher: Any) -> Any:
-    """Return score / teacher's score, the definition of "kept" in the ISKD paper.
-
-    Takes numbers or arrays. It is not a number where the teacher scores nothing.
-    """
-    return corrected_retention(score, teacher, 0.0)
-
-
-@overload
-def corrected_retention(score: float, teacher: float, chance: float) -> float: ...
-@overload
-def corrected_retention(score: Floats, teacher: Floats, chance: float) -> Floats: ...
-def corrected_retention(score: Any, teacher: Any, chance: float) -> Any:
-    """Return (score - chance) / (teacher - chance): what is kept of the margin over chance.
-
-    Takes numbers or arrays, all in the same unit. It is not a number where the teacher is no better
-    than chance: there is no margin to keep, and a ratio of two negative margins would look like
-    success.
-    """
-    margin = np.subtract(teacher, chance)
-    kept = np.subtract(score, chance) / np.where(margin > 0, margin, np.nan)
-    return kept if kept.ndim else float(kept)
 
 
 def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, where: str = "metrics") -> pd.DataFrame:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from iskd.errors import UserError
+from iskd.evaluation.retention import corrected_retention, retention
 from iskd.paper.columns import Column
 from iskd.paper.formats import (
     MISSING,
@@ -25,10 +26,8 @@ from iskd.paper.metrics import (
     TEACHER_ARM,
     aggregate,
     check_chance,
-    corrected_retention,
     headline_panels,
     measure,
-    retention,
     tidy,
 )
 from iskd.paper.style import arm_styles, task_title
