@@ -17,7 +17,7 @@ with run_rule(snakemake) as job:
         continue_prompts,
         draw_prompts,
         generation_metrics,
-        side_by_side,
+        reading_page,
     )
     from iskd.evaluation.results import write_result
     from iskd.models.folder import load_model, load_tokenizer
@@ -37,5 +37,6 @@ with run_rule(snakemake) as job:
     metrics = generation_metrics(samples)
     write_result(job.out, metrics)
     (job.out / "samples.jsonl").write_text(json_lines(samples), encoding="utf-8")
-    (job.out / "samples.md").write_text(side_by_side(samples), encoding="utf-8")
+    page = reading_page(samples, f"Continuations by {job.wildcards['model']}")
+    (job.out / "samples.html").write_text(page, encoding="utf-8")
     job.summary |= {name: metric.value for name, metric in metrics.items()}

@@ -79,7 +79,7 @@ def _costs(folder: Path, chained: Sequence[str], found: dict[Key, Number]) -> No
     hours: dict[tuple[str, ...], float] = {}
     for path in sorted(folder.rglob("run.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        devices = (run["gpus"] or run["threads"]) * run["processes"]
+        devices = run["gpus"] or run["threads"] * run["processes"]
         hours[path.parent.relative_to(folder).parts] = run["seconds_in_all"] * devices / 3600
     evaluated: dict[Key, float] = defaultdict(float)
     for (rule, *parts), spent in hours.items():

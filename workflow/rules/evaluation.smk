@@ -61,7 +61,7 @@ rule generate:
     output:
         "<results>/generate/{model}/samples.jsonl",
         report(
-            "<results>/generate/{model}/samples.md",
+            "<results>/generate/{model}/samples.html",
             caption="../report/generate.rst",
             category="Generation",
             labels={"model": "{model}"},

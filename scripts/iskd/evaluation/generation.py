@@ -1,5 +1,6 @@
 """What a model writes: continuations of given beginnings, how varied, how likely to its teacher."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from torch.nn import functional
 from iskd.data.rows import sample_indices
 from iskd.evaluation import statistics
 from iskd.evaluation.metric import Metric, metric_of
+from iskd.paper.layout import html_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,18 +129,16 @@ def generation_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Metric
     return metrics | {"teacher_loss": metric_of(statistics.ratio(losses, counts))}
 
 
-def side_by_side(samples: Sequence[Mapping[str, Any]]) -> str:
-    """Print the first continuations as a Markdown table, beside what they continue."""
-    lines = ["| beginning | continuation | loss under the teacher |", "|---|---|---|"]
+def reading_page(samples: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Print the first continuations as a page, each behind the beginning that it continues."""
+    parts = []
     for sample in samples[:SHOWN]:
-        texts = [_cell(sample[key]) for key in ("prompt", "continuation")]
-        lines.append(f"| {texts[0]} | {texts[1]} | {sample['teacher_loss']:.2f} |")
-    return "\n".join(lines) + "\n"
+        prompt, text = (html.escape(_visible(sample[key])) for key in ("prompt", "continuation"))
+        loss = f"loss under the teacher: {sample['teacher_loss']:.2f} nats/token"
+        parts.append(f"<p><b>{prompt}</b>{text}<br><small>{loss}</small></p>")
+    return html_page("", "\n".join(parts) + "\n", title)
 
 
-def _cell(text: str) -> str:
-    """Keep a text within one cell, whatever a model wrote."""
-    shown = "".join(c if c.isprintable() else " " for c in text.replace("\n", " ⏎ "))
-    for special in "\\`*_<>[]|":
-        shown = shown.replace(special, f"\\{special}")
-    return shown.strip()
+def _visible(text: str) -> str:
+    """Show what a page cannot: line ends, and bytes that are no character."""
+    return "".join(c if c.isprintable() else " " for c in text.replace("\n", " ⏎ "))

@@ -103,8 +103,8 @@ def _seconds(run: Mapping[str, Any]) -> float:
 
 
 def _devices(run: Mapping[str, Any]) -> int:
-    """Count a job's GPUs or, where it has computed on none, its cores."""
-    return int(run.get("gpus") or run["threads"]) * int(run.get("processes") or 1)
+    """Count a job's GPUs, of all its processes, or, where it has computed on none, its cores."""
+    return int(run.get("gpus") or run["threads"] * int(run.get("processes") or 1))
 
 
 def _key(about: Mapping[str, Any]) -> tuple[Any, ...]:

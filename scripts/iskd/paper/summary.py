@@ -46,7 +46,7 @@ def summary_page(
     reported = at_headline(checked, headline_step)
     seeds = ", ".join(map(str, spec["seeds"]))
     parts = [
-        f"Study **{spec['study']}**, seeds {seeds}, corpus: {spec['corpus']}.",
+        f"Study **{spec['study']}**, seeds {seeds}, corpus: {_rst(spec['corpus'])}.",
         _INTRODUCTION,
     ]
     for teacher, step in headline_step.items():
@@ -75,7 +75,7 @@ def _sentences(
             if (name := f"{task}/{metric}/retention") in row and pd.notna(row[name])
         ]
         size = f"{fixed(float(row['parameters']), 0)} parameters"
-        smaller = f"{100 * row['reduction']:.1f} % fewer than {teacher}"
+        smaller = f"{100 * row['reduction']:.1f} % fewer than {_rst(teacher)}"
         keeps = f", keeps {', '.join(kept)}" if kept else ""
         found.append(f"* {_rst(styles[row['arm']].label)}: {size}, {smaller}{keeps}")
     return ["\n".join(found)] if found else []
