@@ -39,7 +39,8 @@ def write(
     models: list[GPT2LMHeadModel], tokenizer: Any, prompts: torch.Tensor, **changes: Any
 ) -> list[dict[str, Any]]:
     sampling = {"new_tokens": 9, "temperature": 1.0, "top_p": 1.0, "seed": 7} | changes
-    return continue_prompts(*models, tokenizer, prompts, Sampling(**sampling))
+    model, teacher = models
+    return continue_prompts(model, teacher, tokenizer, prompts, Sampling(**sampling))
 
 
 def test_a_seed_gives_the_same_continuations_whatever_was_drawn_before(

@@ -1,5 +1,8 @@
 """Runs of words that items and the corpus share, against sets made by hand."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +23,7 @@ def test_an_item_is_what_it_tells_with_its_right_answer() -> None:
 
 
 def test_overlap_by_hand() -> None:
-    rows = [ROW, {"text": "a b c d"}, {"text": "hen sat"}, {"text": "..."}]
+    rows: list[Mapping[str, Any]] = [ROW, {"text": "a b c d"}, {"text": "hen sat"}, {"text": "..."}]
     corpus = ["So the hen sat: it RAINED.", "a b", "c d a b c"]
     items = measure_overlap(rows, corpus, 3)
     # the hen sat, hen sat it, sat it rained; a b c; "hen sat" is shorter and there as a whole.

@@ -4,7 +4,7 @@ import re
 import zipfile
 from pathlib import Path
 
-import docutils.core
+import docutils.core  # type: ignore[import-untyped]
 import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
@@ -32,10 +32,9 @@ def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def one(table: pd.DataFrame, **where: object) -> pd.Series:
-    for column, value in where.items():
-        table = table[table[column] == value]
-    assert len(table) == 1
-    return table.iloc[0]
+    found = table[(table[list(where)] == pd.Series(where)).all(axis=1)]
+    assert len(found) == 1
+    return found.iloc[0]
 
 
 # --- tables ---------------------------------------------------------------------------------
@@ -78,8 +77,7 @@ def test_claims_stand_below_ours(tables: tuple[pd.DataFrame, pd.DataFrame]) -> N
         for task, metric, kept in (("hellaswag", "acc_norm", 0.9425), ("cbt_question", "acc", 0.8))
     ]
     metrics = at_headline(tables[0], STEPS)
-    table = main_table(metrics, HEADLINE, CHANCE, claims=claims)
-    row = one(table, arm="(claimed)")
+    row = one(main_table(metrics, HEADLINE, CHANCE, claims=claims), arm="(claimed)")
     assert row["hellaswag/acc_norm/retention"] == 0.9425
     assert row["cbt_question/acc/retention"] == 0.8
     assert pd.isna(row["hellaswag/acc_norm"])
@@ -130,8 +128,8 @@ def test_a_macro_for_every_number(
     row = one(table, arm="iskd", task="model", metric="reduction")
     assert (row["text"], row["unit"]) == ("30.68", "%")
     row = one(table, arm="iskd", task="cbt_context", metric="acc")
-    own = metrics[(metrics["arm"] == "iskd") & (metrics["step"] == 6)]
-    own = own[(own["task"] == "cbt_context") & (own["metric"] == "acc")]["value"]
+    at = metrics[(metrics["arm"] == "iskd") & (metrics["step"] == 6)]
+    own = at[(at["task"] == "cbt_context") & (at["metric"] == "acc")]["value"]
     assert row["value"] == pytest.approx(own.mean())
     assert row["text"] == f"{100 * own.mean():.1f}"
     assert row["seeds"] == 3

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow
 RESULTS = Path("results/hubbed")
 CALL = ("--configfile", "hubbed.yaml", "-c", "2")
 DOWNLOADS = {"download_model", "download_reference", "download_corpus", "download_task"}
+DOWNLOADS |= {"download_text"}
 NOWHERE = "0" * 40
 
 # A data set whose README names its files, as cam-cst/cbt's does.
@@ -41,6 +42,29 @@ configs:
 ---
 Two kinds of word.
 """
+
+# lm-eval's task arc_easy reads this data set, by this name.
+ARC_README = """\
+---
+configs:
+- config_name: ARC-Easy
+  data_files:
+  - {split: train, path: ARC-Easy/train-*}
+  - {split: test, path: ARC-Easy/test-*}
+---
+"""
+
+
+def arc_rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": str(number),
+            "question": f"Which one is number {number}?",
+            "choices": {"text": ["one", "two", "three"], "label": ["A", "B", "C"]},
+            "answerKey": "ABC"[number % 3],
+        }
+        for number in range(count)
+    ]
 
 
 def parquet(rows: list[dict[str, Any]]) -> bytes:
@@ -81,6 +105,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> HubStandin:
     cbt = {"README.md": CBT_README, "CN/test-00000-of-00001.parquet": parquet(world.cbt)}
     cbt["V/test-00000-of-00001.parquet"] = parquet(world.cbt[:1])
     hub.publish("dataset", "standin/cbt", cbt)
+    arc = {"README.md": ARC_README.encode(), "ARC-Easy/train-0.parquet": parquet(arc_rows(4))}
+    arc["ARC-Easy/test-0.parquet"] = parquet(arc_rows(9))
+    hub.publish("dataset", "allenai/ai2_arc", arc)
     # What is unpickled or run lies beside the weights in many a repository.
     harmful = {"pytorch_model.bin": b"a pickle", "modeling.py": b"raise SystemExit('was run')"}
     small = saved_model(folder / "small", world.train, 3)
@@ -141,6 +168,21 @@ def study(hub: HubStandin) -> dict[str, Any]:
                 "split": "test",
                 "rows": 3,
             },
+            # As lm-eval has it, the data set's commit left open too.
+            "arc_easy": {"source": "lm_eval", "rows": 5, "fewshot": 1},
+        },
+        "texts": {
+            "elsewhere": {
+                "source": "hub",
+                "dataset": "standin/stories",
+                "revision": pinned["standin/stories"],
+                "split": "train",
+                "rows": 20,
+            }
+        },
+        "generation": {"prompts": 2, "prompt_tokens": 8, "new_tokens": 8},
+        "evaluation": {
+            "efficiency": {"prompt_tokens": 8, "new_tokens": 2, "repeats": 3, "warmup": 1}
         },
     }
 
@@ -226,18 +268,21 @@ def test_prefetch_fetches_the_pinned_commits_and_nothing_that_is_run(
         "standin/stories": "download_corpus",
         "standin/hellaswag": "download_task/hellaswag",
         "standin/cbt": "download_task/cbt_context",
+        "allenai/ai2_arc": "download_task/arc_easy",
     }
     newest = {repo: commit for (_, repo), commit in hub.newest.items()}
     for repo, place in commits.items():
         manifest = json.loads((top / place / "manifest.json").read_text(encoding="utf-8"))
         assert manifest["produced"]["summary"]["commit"] == newest[repo]
     locked = json.loads((top / "hub.lock.json").read_text(encoding="utf-8"))
-    assert locked == {"dataset:standin/cbt": newest["standin/cbt"]}
+    assert locked == {
+        f"dataset:{repo}": newest[repo] for repo in ("standin/cbt", "allenai/ai2_arc")
+    }
     assert [asked for asked in hub.asked if re.search(r"\.(bin|py)$", asked)] == [
         # `datasets` looks whether a data set has a script, which it would refuse to run.
         asked
         for asked in hub.asked
-        if re.fullmatch(r"HEAD /datasets/standin/(\w+)/resolve/\w+/\1\.py", asked)
+        if re.fullmatch(r"HEAD /datasets/\w+/(\w+)/resolve/\w+/\1\.py", asked)
     ]
     fetched = top / "download_reference/distilled"
     model = AutoModelForCausalLM.from_pretrained(fetched, local_files_only=True)
@@ -268,12 +313,19 @@ def test_after_prefetch_the_study_needs_no_network(hub: HubStandin, prefetched: 
         "substitute_block",
         "evaluate",
         "evaluate_heldout",
-        "collect_metrics",
-        "figure_tradeoff",
-        "table_main",
-        "table_ablation",
-        "collect_paper",
+        "prepare_text",
+        "generate",
+        "measure_overlap",
+        "measure_efficiency",
+        *("collect_metrics", "collect_measurements", "summarize", "model_card"),
+        *("figure_tradeoff", "figure_loss", "figure_pareto"),
+        *("figure_training", "figure_flips", "figure_order"),
+        *("table_main", "table_significance", "table_ablation", "table_efficiency", "table_costs"),
+        *("paper_numbers", "paper_measured_numbers", "collect_paper", "paper_bundle"),
     }
+    metrics = (prefetched.folder / RESULTS / "metrics.csv").read_text(encoding="utf-8")
+    assert ",arc_easy,acc_norm_difference," in metrics
+    assert ",elsewhere,kl," in metrics
 
 
 def test_the_lock_outlives_a_newer_commit(hub: HubStandin, another: Clone) -> None:
@@ -316,7 +368,7 @@ def test_without_prefetch_and_network_the_study_ends_in_one_line(
     for lines in failed:
         assert len(lines) == 1
         assert re.match(
-            r"standin/\w+ could not be fetched \(.+\); run `snakemake prefetch`", lines[0]
+            r"(standin|allenai)/\w+ could not be fetched \(.+\); run `snakemake prefetch`", lines[0]
         )
     assert not list((clone.folder / RESULTS).rglob("manifest.json"))
 

@@ -1,11 +1,16 @@
 """Every number of a finished study again, by code of its own."""
 
+import base64
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table, prints
 
-from .conftest import Clone
+from .conftest import ROOT, TINY, Clone
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +41,41 @@ def test_tables_print_what_was_measured(paper: Paper, table: str) -> None:
 @pytest.mark.parametrize("rule", ["paper_numbers", "paper_measured_numbers"])
 def test_macros_print_what_was_measured(paper: Paper, rule: str) -> None:
     assert check_macros(paper, rule) > 50
+
+
+def test_figures_read_the_numbers_and_nothing_else(paper: Paper) -> None:
+    allowed = {"collect_metrics", "collect_measurements", "metrics.csv", "measurements.csv"}
+    for path in sorted(paper.folder.glob("figure_*/*/manifest.json")):
+        asked = json.loads(path.read_text(encoding="utf-8"))["asked"]
+        read = {name.split("/")[2] for name in asked["inputs"]}
+        if asked["rule"] == "figure_training":
+            # Its curves are what the trainings noted down as they went.
+            assert all(name.endswith("/manifest.json") for name in asked["inputs"])
+            assert read == {"substitute_block", "prune_l1", "distill_student", "tune_teacher"}
+        else:
+            assert read <= allowed, asked["rule"]
+
+
+def test_a_report_can_be_sent_to_a_colleague(finished: Clone, tmp_path: Path) -> None:
+    clone = finished.copy(tmp_path / "clone")
+    done = clone.snakemake("--report", "report.html", *TINY)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (clone.folder / "report.html").read_text(encoding="utf-8")
+    for said in (
+        "Study <strong>tiny</strong>",
+        "fewer than toy",
+        "further down is better",
+        "main results",
+        "Continuations by",
+    ):
+        assert said in page or base64.b64encode(said.encode())[4:-4].decode() in page, said
+
+
+def test_every_kind_of_file_is_documented(finished: Clone) -> None:
+    text = (ROOT / "workflow/documentation.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"[\w*]+(?:\.[\w{},]+)?", text))
+    rules = {path.name for path in (finished.folder / "results/tiny").iterdir() if path.is_dir()}
+    assert {rule for rule in rules if rule not in shown} == set()
 
 
 def test_a_wrong_digit_would_be_seen() -> None:

@@ -18,31 +18,63 @@ CONFIG = "tests/config/tiny.yaml"
 RESULTS = "results/tiny"
 STEP = f"{RESULTS}/substitute_block/toy/iskd/seed_3/step_01"
 
-# The study's models: the teacher, two steps of iskd, and three baselines, on three tasks.
-MODELS, TASKS = 6, 3
+# The study's models: the teacher, two steps of iskd, and three baselines; tasks; held-out texts.
+MODELS, TASKS, TEXTS, CARDS = 6, 2, 2, 4
+FROM_METRICS = {
+    **dict.fromkeys(("figure_tradeoff", "figure_loss", "figure_flips", "figure_order"), 1),
+    **dict.fromkeys(("table_main", "table_significance", "table_ablation"), 1),
+    **dict.fromkeys(("paper_numbers", "summarize"), 1),
+}
+PAPER = {"collect_paper": 1, "paper_bundle": 1}
+FROM_MEASUREMENTS = {
+    **dict.fromkeys(("figure_pareto", "table_efficiency", "table_costs"), 1),
+    **{"paper_measured_numbers": 1, "model_card": CARDS},
+}
 SUMMARY = {
     "collect_metrics": 1,
-    "figure_tradeoff": 1,
-    "table_main": 1,
-    "table_ablation": 1,
-    "collect_paper": 1,
+    **FROM_METRICS,
+    "collect_measurements": 1,
+    **FROM_MEASUREMENTS,
+    **PAPER,
 }
 
 
-def measured(models: int) -> dict[str, int]:
-    """Give the jobs that measure so many models, and those that sum up the study."""
-    return {"evaluate": models * TASKS, "evaluate_heldout": models, **SUMMARY}
+def measured(models: int, arms: int, teachers: int = 0, cards: int = CARDS) -> dict[str, int]:
+    """Give the jobs that measure so many models, and those that sum up the study.
+
+    Args:
+        models: how many are evaluated anew.
+        arms: how many of them are an arm's at the headline step.
+        teachers: how many of them are teachers.
+        cards: model cards that are written.
+    """
+    again = {
+        "evaluate": models * TASKS,
+        "evaluate_heldout": models * TEXTS,
+        "generate": arms + teachers,
+        "measure_efficiency": arms,
+    }
+    return {
+        **{rule: count for rule, count in again.items() if count},
+        "figure_training": 1,
+        **SUMMARY,
+        "model_card": cards,
+    }
 
 
 TRAINED = {"substitute_block": 2, "prune_l1": 1, "distill_student": 1, "tune_teacher": 1}
-FROM_THE_TEACHER = {"plan_substitutions": 1, **TRAINED, **measured(MODELS)}
+FROM_THE_TEACHER = {"plan_substitutions": 1, **TRAINED, **measured(MODELS, 4, 1)}
 FROM_THE_CORPUS = {
     "train_tokenizer": 1,
     "prepare_corpus": 1,
+    "prepare_text": 1,
     "pretrain_teacher": 1,
     **FROM_THE_TEACHER,
 }
-EVERYTHING = {"make_toyworld": 1, "prepare_task": TASKS, **FROM_THE_CORPUS}
+EVERYTHING = {
+    **{"make_toyworld": 1, "make_text": 1, "prepare_task": TASKS, "measure_overlap": TASKS},
+    **FROM_THE_CORPUS,
+}
 
 
 @pytest.fixture
@@ -107,7 +139,7 @@ def test_results_in_a_fresh_clone_are_still_told_apart_by_content(
         '"block": 1,\n      "parameters"',
         '"block": 0,\n      "parameters"',
     )
-    assert clone.planned(*TINY) == {"substitute_block": 1, **measured(2)}
+    assert clone.planned(*TINY) == {"substitute_block": 1, **measured(2, 1)}
 
 
 # --- code ---------------------------------------------------------------------------------------
@@ -134,12 +166,17 @@ def test_comment_docstring_and_layout_rerun_nothing(study: Clone) -> None:
     [
         ("scripts/iskd/data/toyworld/stories.py", EVERYTHING),
         (LOOP, {**FROM_THE_TEACHER, "pretrain_teacher": 1}),
-        ("scripts/iskd/baselines/l1_pruning.py", {"prune_l1": 1, **measured(1)}),
-        ("scripts/distill_student.py", {"distill_student": 1, **measured(1)}),
+        ("scripts/iskd/baselines/l1_pruning.py", {"prune_l1": 1, **measured(1, 1)}),
+        ("scripts/distill_student.py", {"distill_student": 1, **measured(1, 1)}),
         ("scripts/iskd/evaluation/harness.py", {"evaluate": MODELS * TASKS, **SUMMARY}),
         (
             "scripts/iskd/paper/tables.py",
-            {"table_main": 1, "table_ablation": 1, "collect_paper": 1},
+            {
+                **dict.fromkeys(("table_main", "table_significance", "table_ablation"), 1),
+                **dict.fromkeys(("table_efficiency", "table_costs"), 1),
+                **dict.fromkeys(("paper_numbers", "paper_measured_numbers", "summarize"), 1),
+                **PAPER,
+            },
         ),
     ],
     ids=lambda value: Path(value).stem if isinstance(value, str) else "",
@@ -157,8 +194,8 @@ def test_changed_task_file_reruns_the_evaluations(study: Clone) -> None:
 
 
 def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
-    append(study, "scripts/iskd/paper/figures.py", STATEMENT)
-    assert study.planned(*TINY) == {"figure_tradeoff": 1, "collect_paper": 1}
+    append(study, "scripts/iskd/paper/figures/tradeoff.py", STATEMENT)
+    assert study.planned(*TINY) == {"figure_tradeoff": 1, **PAPER}
     before = study.files(f"{RESULTS}/figure_tradeoff/toy")
     done = study.snakemake(*TINY)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -176,38 +213,49 @@ def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
         pytest.param(
             "{method: kd}",
             "{method: kd, objective: {kl: 0.7}}",
-            {"distill_student": 1, **measured(1)},
+            {"distill_student": 1, **measured(1, 1)},
             id="an arm's parameter",
         ),
         pytest.param(
             "{method: iskd}",
             "{method: iskd, training: {learning_rate: {rest: 0.001}}}",
             # The other arms match its size and its tokens, which stay as they are.
-            {"substitute_block": 2, **measured(2)},
+            {"substitute_block": 2, **measured(2, 1)},
             id="the reference's parameter",
         ),
         pytest.param(
             "seeds: [3]",
             "seeds: [3, 4]",
-            {"plan_substitutions": 1, **TRAINED, **measured(MODELS - 1)},
+            {
+                **{"plan_substitutions": 1, **TRAINED, **measured(MODELS - 1, 0)},
+                "model_card": 2 * CARDS,
+            },
             id="a seed more",
         ),
         pytest.param(
             "  l1: {method: l1}\n",
             "  l1: {method: l1}\n  layer_drop: {method: layer_drop, calibration: 2}\n",
-            {"drop_layers": 1, **measured(1)},
+            {"drop_layers": 1, **measured(1, 1, cards=CARDS + 1)},
             id="an arm more",
         ),
-        pytest.param("  l1: {method: l1}\n", "", SUMMARY, id="an arm less"),
+        pytest.param(
+            "  l1: {method: l1}\n",
+            "",
+            {"figure_training": 1, **SUMMARY, "model_card": CARDS - 1},
+            id="an arm less",
+        ),
         pytest.param(
             "  hellaswag: {source: toyworld, rows: 5}\n",
             "  hellaswag: {source: toyworld, rows: 5}\n"
             "  again: {source: toyworld, kind: hellaswag, rows: 3}\n",
-            {"prepare_task": 1, "evaluate": MODELS, **SUMMARY},
+            {"prepare_task": 1, "measure_overlap": 1, "evaluate": MODELS, **SUMMARY},
             id="a task more",
         ),
         pytest.param(
-            "rows: 5", "rows: 4", {"prepare_task": 1, "evaluate": MODELS, **SUMMARY}, id="less rows"
+            "rows: 5",
+            "rows: 4",
+            {"prepare_task": 1, "measure_overlap": 1, "evaluate": MODELS, **SUMMARY},
+            id="less rows",
         ),
         pytest.param(
             "compact: {width: 8, heads: 2, blocks: 2, mlp: 32}",
@@ -217,14 +265,14 @@ def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
                 "substitute_block": 2,
                 "prune_l1": 1,
                 "distill_student": 1,
-                **measured(4),
+                **measured(4, 3),
             },
             id="the block's size",
         ),
         pytest.param(
             "order: [1, 2]",
             "order: [1, 2, 0]\n    headline: 2",
-            {"plan_substitutions": 1, "substitute_block": 1, **measured(1)},
+            {"plan_substitutions": 1, "substitute_block": 1, **measured(1, 0)},
             id="a step more",
         ),
         pytest.param(
@@ -236,7 +284,7 @@ def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
                 "substitute_block": 1,
                 "prune_l1": 1,
                 "distill_student": 1,
-                **measured(3),
+                **measured(3, 3),
             },
             id="the last step's block",
         ),
@@ -281,7 +329,7 @@ def test_altered_manifest_reruns_what_reads_it(study: Clone) -> None:
         '"block": 1,\n      "parameters"',
         '"block": 0,\n      "parameters"',
     )
-    assert study.planned(*TINY) == {"substitute_block": 1, **measured(2)}
+    assert study.planned(*TINY) == {"substitute_block": 1, **measured(2, 1)}
 
 
 def test_big_corpus_that_is_touched_reruns_nothing(tmp_path: Path) -> None:

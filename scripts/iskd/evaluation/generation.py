@@ -11,7 +11,6 @@ from torch.nn import functional
 from iskd.data.rows import sample_indices
 from iskd.evaluation import statistics
 from iskd.evaluation.metric import Metric, metric_of
-from iskd.paper.layout import html_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,7 +135,13 @@ def reading_page(samples: Sequence[Mapping[str, Any]], title: str) -> str:
         prompt, text = (html.escape(_visible(sample[key])) for key in ("prompt", "continuation"))
         loss = f"loss under the teacher: {sample['teacher_loss']:.2f} nats/token"
         parts.append(f"<p><b>{prompt}</b>{text}<br><small>{loss}</small></p>")
-    return html_page("", "\n".join(parts) + "\n", title)
+    body = "\n".join([f"<h1>{html.escape(title)}</h1>", *parts])
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{html.escape(title)}</title>\n"
+        "<style>body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5em; max-width: 50em; }"
+        f"</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
 
 
 def _visible(text: str) -> str:
