@@ -26,9 +26,7 @@ def test_a_study_of_a_thousand_jobs_plans(clone: Clone) -> None:
         "distill_student": SEEDS,
         "tune_teacher": SEEDS,
         "evaluate": models * tasks,
-        "evaluate_heldout": models * 2,
-        "make_text": 1,
-        "prepare_text": 1,
+        "evaluate_heldout": models,
         "measure_overlap": tasks,
         # Only the first seed's models write, and are timed.
         "generate": 5,

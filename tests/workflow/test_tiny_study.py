@@ -1,6 +1,6 @@
 """The whole workflow on the smallest study, as a user runs it: twice, in two folders.
 
-The first run has no network at all. All tests here share the two runs. What reruns when is asked
+The first run has no network at all, the second one is killed on its way. All tests here share them. What reruns when is asked
 in test_reruns.py.
 """
 
@@ -23,16 +23,6 @@ pytestmark = pytest.mark.slow
 PAPER = Path("results/tiny/paper")
 
 
-@pytest.fixture(scope="session")
-def second(clone_at: Callable[[str], Clone], finished: Clone) -> Clone:
-    """The same study again, in a folder of another name."""
-    del finished  # not side by side: two runs at once would be four jobs on two cores
-    clone = clone_at("a second place, with a longer name")
-    done = clone.snakemake(*TINY)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return clone
-
-
 def test_run_without_network_ends_in_figures_and_tables(finished: Clone) -> None:
     if without_network() is None:
         pytest.skip("no network namespace can be made here, so the first run had a network")
@@ -47,11 +37,6 @@ def test_run_without_network_ends_in_figures_and_tables(finished: Clone) -> None
         "figure_tradeoff_toy.png",
         "figure_tradeoff_toy.csv",
     }
-
-
-def test_two_folders_give_the_same_bytes(finished: Clone, second: Clone) -> None:
-    assert set(finished.files("results/tiny")) == set(second.files("results/tiny"))
-    check_same_results(finished, second, "tiny")
 
 
 # `make test-chaos` is about many more of them, in a study whose trainings take longer.
@@ -76,11 +61,10 @@ def run_until_killed(clone: Clone, seconds: float) -> bool:
     return True
 
 
-def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bytes(
-    finished: Clone, clone_at: Callable[[str], Clone]
-) -> None:
-    """Every file is the undisturbed study's, whatever moment the kills hit: all but logs."""
-    clone, draw = clone_at("killed"), random.Random(17)
+@pytest.fixture(scope="session")
+def second(clone_at: Callable[[str], Clone], finished: Clone) -> Clone:
+    """The same study in a folder of another name, killed again and again on the way."""
+    clone, draw = clone_at("a second place, with a longer name"), random.Random(17)
     kills, resumed = 0, 0
     while kills < KILLS:
         ended = run_until_killed(clone, draw.uniform(3.0, 12.0))
@@ -92,9 +76,15 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_bytes(
             shutil.rmtree(clone.folder / "results")
     done = clone.snakemake(*TINY)
     assert done.returncode == 0, done.stderr[-4000:]
-    check_same_results(clone, finished, "tiny")
     resumed += count_resumed(clone)
     print(f"{kills} kills, {resumed} resumed trainings")
+    return clone
+
+
+def test_another_folder_and_kills_give_the_same_bytes(finished: Clone, second: Clone) -> None:
+    """Every file is the undisturbed study's, whatever moment the kills hit: all but logs."""
+    assert set(finished.files("results/tiny")) == set(second.files("results/tiny"))
+    check_same_results(finished, second, "tiny")
 
 
 def count_resumed(clone: Clone) -> int:
