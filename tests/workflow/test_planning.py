@@ -4,7 +4,7 @@ import time
 
 from .conftest import Clone
 
-SEEDS = 40
+SEEDS = 50
 
 
 def test_a_study_of_a_thousand_jobs_plans(clone: Clone) -> None:
@@ -13,7 +13,7 @@ def test_a_study_of_a_thousand_jobs_plans(clone: Clone) -> None:
     started = time.monotonic()
     counts = clone.planned("--configfile", "tests/config/tiny.yaml")
     seconds = time.monotonic() - started
-    models, tasks = 5 * SEEDS + 1, 2  # two steps and three baselines per seed, and the teacher
+    models, tasks = 4 * SEEDS + 1, 2  # two steps and two baselines per seed, and the teacher
     assert counts == {
         "make_toyworld": 1,
         "train_tokenizer": 1,
@@ -24,14 +24,12 @@ def test_a_study_of_a_thousand_jobs_plans(clone: Clone) -> None:
         "substitute_block": 2 * SEEDS,
         "prune_l1": SEEDS,
         "distill_student": SEEDS,
-        "tune_teacher": SEEDS,
         "evaluate": models * tasks,
         "evaluate_heldout": models,
         "measure_overlap": tasks,
-        # Only the first seed's models write, and are timed.
-        "generate": 5,
-        "measure_efficiency": 4,
-        "model_card": 4 * SEEDS,
+        # Only the first seed's models are timed.
+        "measure_efficiency": 3,
+        "model_card": 3 * SEEDS,
         **dict.fromkeys(("collect_metrics", "collect_measurements", "summarize"), 1),
         **dict.fromkeys(("figure_tradeoff", "figure_loss", "figure_pareto"), 1),
         **dict.fromkeys(("figure_training", "figure_flips", "figure_order"), 1),
