@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from iskd.errors import UserError
+from iskd.evaluation.efficiency import Load, measure, summarise
 from iskd.models import CompactSizes, compact_config, replace_block
 from tests.unit.conftest import FAMILIES, MakeModel
 from tests.unit.test_model_behaviour import (
@@ -126,3 +127,18 @@ def test_families_that_were_not_published_cannot_be_as_published(
         compact_config(config, [1], {"published": True})
     with pytest.raises(UserError, match=f"no family {other}: only gpt2 and phi"):
         compact_config(config, [1], PUBLISHED)
+
+
+def test_it_can_write_and_be_timed_beside_its_teacher(family: str, tiny_model: MakeModel) -> None:
+    """The published code had no KV cache; ours keeps one for it, for a row of comparison."""
+    model, teacher = build(tiny_model, family).eval(), tiny_model(family).eval()
+    load = Load((1, 2), 5, 3, repeats=3, warmup=1, seed=1)
+    ratios = summarise(list(measure(model, teacher, load)))["model"]
+    assert {"prefill_b1_ratio", "decode_b2_ratio", "memory_b2_ratio"} <= set(ratios)
+    prompts = ids_of(2, 6)
+    config = GenerationConfig(
+        max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True
+    )
+    model.generation_config = config
+    written = model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts))
+    assert written.shape == (2, 10)

@@ -15,6 +15,8 @@ from iskd.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = yaml.safe_load((ROOT / "tests" / "config" / "tiny.yaml").read_text())
+# The control stands in every real study; running the smallest one is shorter without it.
+TINY["arms"]["teacher_tuned"] = {"method": "teacher_tuned"}
 HUB_TASK = {"source": "hub", "kind": "hellaswag", "dataset": "a/b", "split": "validation"}
 LEAVE_OUT = object()
 
