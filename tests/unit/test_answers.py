@@ -562,5 +562,6 @@ def test_a_script_that_is_killed_publishes_the_same_bytes(
     assert finish(script, inputs, places.killed) == wanted
     told = json.loads((places.killed / "results/make" / RUN).read_text())
     assert told["resumed_after_texts"][0] >= kept * CHUNK * 4
+    assert told["seconds_in_all"] > told["seconds"]
     assert "texts were scored before" in (places.killed / "results/logs/make.log").read_text()
     assert not (places.killed / "results/.make.work").exists()

@@ -30,21 +30,6 @@ def test_embedded_study_plans(clone: Clone) -> None:
     assert "pretrain_teacher" in done.stdout + done.stderr
 
 
-def test_paper_study_plans_without_network_or_data(clone: Clone) -> None:
-    done = clone.snakemake("-n", "-q", "rules", "--configfile", "config/paper.yaml")
-    assert done.returncode == 0, done.stderr
-    counts = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, re.MULTILINE))
-    # 12 blocks of GPT-2 and 24 of Phi-1, in three arms and three seeds; two teachers with five
-    # baselines, themselves, and one reference row; on the corpus's text and on one more.
-    assert counts["substitute_block"] == str(3 * 3 * 36)
-    assert counts["evaluate_heldout"] == str(2 * (3 * (3 * 36 + 2 * 5) + 2 + 1))
-    # Of these, one of each arm and teacher writes.
-    assert counts["generate"] == str(2 * (3 + 5 + 1) + 1)
-    assert counts["download_model"] == "2"
-    assert counts["download_reference"] == "1"
-    assert not (clone.folder / "results").exists()
-
-
 def test_prefetch_is_all_that_needs_a_network(clone: Clone) -> None:
     done = clone.snakemake("prefetch", "-n", "-q", "rules", "--configfile", "config/paper.yaml")
     assert done.returncode == 0, done.stderr

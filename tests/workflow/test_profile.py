@@ -23,10 +23,8 @@ def resources(printed: str, rule: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in line[1].split(", "))
 
 
-def one_seed(clone: Clone) -> Clone:
-    """Plan a third of the paper's study, where only the profile is asked about."""
-    clone.edit("config/paper.yaml", "seeds: [17, 18, 19]", "seeds: [17]")
-    return clone
+# Where only the profile is asked about, a study of fewer jobs than the paper's is planned.
+SMALL = ("--configfile", "config/config.yaml")
 
 
 def dry_run(clone: Clone, *arguments: str, **environment: str) -> str:
@@ -40,6 +38,16 @@ def test_the_literal_command_plans_the_paper_study_in_a_fresh_clone(clone: Clone
     printed = dry_run(clone)
     assert "results/paper/substitute_block/gpt2/iskd/seed_17/step_12/manifest.json" in printed
     assert "results/paper/substitute_block/phi-1/iskd/seed_17/step_24/manifest.json" in printed
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE))
+    # 12 blocks of GPT-2 and 24 of Phi-1, in three arms and three seeds; two teachers with five
+    # baselines, themselves, and one reference row; on the corpus's text and on one more.
+    assert counts["substitute_block"] == str(3 * 3 * 36)
+    assert counts["evaluate_heldout"] == str(2 * (3 * (3 * 36 + 2 * 5) + 2 + 1))
+    # Of these, one of each arm and teacher writes.
+    assert counts["generate"] == str(2 * (3 + 5 + 1) + 1)
+    assert counts["download_model"] == "2"
+    assert counts["download_reference"] == "1"
+    assert not (clone.folder / "results").exists()
 
 
 def test_prefetch_through_the_profile_is_the_downloads_alone(clone: Clone) -> None:
@@ -59,7 +67,7 @@ def test_every_rule_that_needs_a_network_runs_where_snakemake_runs(clone: Clone)
 
 
 def test_account_and_partition_survive_the_merge_with_the_default_profile(clone: Clone) -> None:
-    printed = dry_run(one_seed(clone), SLURM_ACCOUNT="physics", SLURM_PARTITION="a100")
+    printed = dry_run(clone, *SMALL, SLURM_ACCOUNT="physics", SLURM_PARTITION="a100")
     found = resources(printed, "substitute_block")
     assert found["slurm_account"] == "physics"
     assert found["slurm_partition"] == "a100"
@@ -68,11 +76,11 @@ def test_account_and_partition_survive_the_merge_with_the_default_profile(clone:
     assert found["attempt"] == "1"
     # A rule's own wishes go before the profile's.
     assert found["runtime"] == "240"
-    assert resources(printed, "split_corpus")["runtime"] == "60"
+    assert resources(printed, "train_tokenizer")["runtime"] == "60"
 
 
 def test_without_them_the_site_decides(clone: Clone) -> None:
-    printed = dry_run(one_seed(clone), SLURM_ACCOUNT="", SLURM_PARTITION="")
+    printed = dry_run(clone, *SMALL, SLURM_ACCOUNT="", SLURM_PARTITION="")
     found = resources(printed, "substitute_block")
     assert "slurm_account" not in found
     assert "slurm_partition" not in found
@@ -81,7 +89,7 @@ def test_without_them_the_site_decides(clone: Clone) -> None:
 
 def test_one_resource_of_one_rule_can_be_changed(clone: Clone) -> None:
     printed = dry_run(
-        one_seed(clone), "--set-resources", "substitute_block:runtime=90", SLURM_ACCOUNT="physics"
+        clone, *SMALL, "--set-resources", "substitute_block:runtime=90", SLURM_ACCOUNT="physics"
     )
     found = resources(printed, "substitute_block")
     assert found["runtime"] == "90"

@@ -3,6 +3,7 @@
 Most clauses are about what Snakemake plans; a few are run, and a second call is asked again.
 """
 
+import json
 import os
 import random
 import shutil
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.slow
 CONFIG = "tests/config/tiny.yaml"
 RESULTS = "results/tiny"
 STEP = f"{RESULTS}/substitute_block/toy/iskd/seed_3/step_01"
+
+TEXT = "texts:\n  elsewhere: {source: toyworld, stories: 20}\n"
 
 # The study's models: the teacher, two steps of iskd, and two baselines; tasks; model cards.
 MODELS, TASKS, CARDS = 5, 2, 3
@@ -249,6 +252,12 @@ def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
             id="a task more",
         ),
         pytest.param(
+            "generation: null\n",
+            f"generation: null\n{TEXT}",
+            {"make_text": 1, "prepare_text": 1, "evaluate_heldout": MODELS, **SUMMARY},
+            id="a text more",
+        ),
+        pytest.param(
             "rows: 5",
             "rows: 4",
             {"prepare_task": 1, "measure_overlap": 1, "evaluate": MODELS, **SUMMARY},
@@ -292,6 +301,22 @@ def test_changed_config_reruns_what_depends_on_it(
 ) -> None:
     study.edit(CONFIG, old, new)
     assert study.planned(*TINY) == expected
+
+
+def test_a_text_more_is_made_and_measured(study: Clone) -> None:
+    study.edit(CONFIG, "generation: null\n", f"generation: null\n{TEXT}")
+    place = f"{RESULTS}/evaluate_heldout/toy/iskd/seed_3/step_02"
+    target = f"{place}/elsewhere/manifest.json"
+    expected = {"make_text": 1, "prepare_text": 1, "evaluate_heldout": 1}
+    assert study.planned(target, *TINY) == expected
+    done = study.snakemake(target, *TINY)
+    assert done.returncode == 0, done.stderr[-4000:]
+    here, there = (
+        json.loads((study.folder / place / text / "result.json").read_text(encoding="utf-8"))
+        for text in ("heldout", "elsewhere")
+    )
+    assert set(here["metrics"]) == set(there["metrics"])
+    assert here["metrics"]["loss"] != there["metrics"]["loss"]
 
 
 # --- artifacts ------------------------------------------------------------------------------------
