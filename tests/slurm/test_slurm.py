@@ -1,4 +1,4 @@
-"""The embedded study's first seed through `snakemake --profile slurm` on a real SLURM, with faults.
+"""Part of the embedded study through `snakemake --profile slurm` on a real SLURM, with faults.
 
 The tests are chapters of one story and run in their order: each waits until a training has saved a
 state, does its harm, and sees the training go on. After the last one the study has the bytes of one
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from iskd.provenance.measured import is_measured
 from tests.recompute import read_metrics, recompute
@@ -32,15 +33,16 @@ pytestmark = pytest.mark.slow
 # Long enough for a machine with other work; no speed is claimed by any of them.
 PATIENCE = 600.0
 RESULTS = "results/embedded"
-SEEDS = ("seeds: [17, 18, 19]", "seeds: [17]")
-# What is made of all seeds together begins so, and what other seeds make has their name in it.
-OF_ALL_SEEDS = re.compile(r"^(collect_|figure_|table_|paper|summarize/|metrics)|/seed_1[89]\b")
+# The study's part that is made here; the rest would meet no other fault.
+SEEDS, PART = [17], {"arms": ("iskd", "l1"), "tasks": ("cbt_context",)}
+# What is made of all seeds, arms and tasks together begins so.
+OF_ALL = re.compile(r"^(collect_|figure_|table_|paper|summarize/|metrics)")
 TEACHER = "pretrain_teacher/toy"
 ASKED = (
     *("--profile", "slurm", "--configfile", "config/config.yaml", "--jobs", "4"),
     # No cluster of this size needs the plugin's patience of 40 s before it looks after a job.
     *("--slurm-init-seconds-before-status-checks", "2", "--slurm-status-command", "squeue"),
-    *("--latency-wait", "20"),
+    *("--latency-wait", "20", "--max-status-checks-per-second", "1"),
 )
 
 
@@ -165,16 +167,22 @@ class Study:
         return self.printed.read_text(encoding="utf-8", errors="replace")[-3000:]
 
 
-def one_seed(folder: Path) -> Clone:
-    """Make a clone whose study has one seed: two more would meet no other fault."""
+def smaller(folder: Path) -> Clone:
+    """Make a clone whose embedded study is a part of what it is."""
     clone = make_clone(folder)
-    clone.edit("config/config.yaml", *SEEDS)
+    file = clone.folder / "config/config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config["seeds"] = SEEDS
+    for section, names in PART.items():
+        config[section] = {name: config[section][name] for name in names}
+    config["generation"] = config["evaluation"]["efficiency"] = None
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
     return clone
 
 
 @pytest.fixture(scope="module")
 def study(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
-    study = Study(one_seed(tmp_path_factory.mktemp("slurm") / "clone"), cluster)
+    study = Study(smaller(tmp_path_factory.mktemp("slurm") / "clone"), cluster)
     study.call()
     yield study
     study.over.set()
@@ -297,28 +305,26 @@ def test_study_ends_with_the_bytes_of_an_undisturbed_one(study: Study, reference
         for top in (study.results, reference)
     )
     if any("/seed_18" in name for name in theirs):
-        ours, theirs = (
-            {n: data for n, data in files.items() if not OF_ALL_SEEDS.search(n)}
-            for files in (ours, theirs)
-        )
-    assert len(ours) > 100
-    assert set(ours) == set(theirs)
+        # The whole study's: each artifact of the part is there, and is the same.
+        ours = {name: data for name, data in ours.items() if not OF_ALL.search(name)}
+        assert set(ours) <= set(theirs)
+    else:
+        assert set(ours) == set(theirs)
+    assert len([name for name in ours if name.endswith("manifest.json")]) > 15
     assert [name for name in ours if ours[name] != theirs[name]] == []
     # What is made of the cluster's numbers follows from them, by other code.
-    assert (
-        check_numbers(read_metrics(study.results / "metrics.csv"), recompute(study.results)) > 150
-    )
+    assert check_numbers(read_metrics(study.results / "metrics.csv"), recompute(study.results)) > 40
     run = json.loads((study.results / TEACHER / "run.json").read_text(encoding="utf-8"))
     assert run["resumed_after_steps"]
 
 
 @pytest.fixture(scope="module")
 def reference(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of the same study, undisturbed: of three seeds, where `make test-study` kept them."""
+    """Results of the same study, undisturbed, or of the whole one that `make test-study` kept."""
     kept = os.environ.get("ISKD_REFERENCE")
     if kept and Path(kept, "metrics.csv").exists():
         return Path(kept)
-    clone = one_seed(tmp_path_factory.mktemp("undisturbed") / "clone")
+    clone = smaller(tmp_path_factory.mktemp("undisturbed") / "clone")
     wait_until(lambda: not study.running, 3600, "the study's end")
     done = clone.snakemake("-c", "2", "--configfile", "config/config.yaml")
     assert done.returncode == 0, done.stderr[-4000:]
