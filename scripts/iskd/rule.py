@@ -11,14 +11,12 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +29,17 @@ from iskd.provenance.artifact import (
     canonical_json,
     draft_text,
     file_digest,
+    input_names,
     publish,
     read_manifest,
     staging_folder,
 )
 from iskd.provenance.energy import EnergyMeter
+from iskd.provenance.environment import LOCK, environment
 from iskd.provenance.ledger import Spent
+from iskd.provenance.statement import StatementError
 from iskd.provenance.storage import storage_fault, storage_faults_told
 from iskd.training.state import EXIT_AGAIN, Interrupted, WorkFolder
-
-LOCK = Path(__file__).resolve().parents[2] / "envs" / "requirements.lock"
 
 _THREAD_SWITCHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -50,7 +49,6 @@ _NOISY = (
     *("httpx", "matplotlib", "fontTools", "filelock", "datasets", "lm_eval", "lm-eval"),
     "accelerate",
 )
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval", "seaborn")
 
 
 @dataclass
@@ -145,45 +143,31 @@ def set_environment(threads: int, *, network: bool) -> None:
         os.environ[switch] = "0" if network else "1"
 
 
-def _input_digests(inputs: dict[str, Any]) -> dict[str, str]:
+def _input_digests(inputs: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Give the sha256 of each manifest, and of each raw file that belongs to no artifact.
 
-    Weights and other big files of an artifact are named with digest in its manifest already.
+    Weights and other big files of an artifact are named with digest in its manifest already, and
+    the digest of all its files stands beside the manifest's own.
     """
-    digests: dict[str, str] = {}
-    for value in inputs.values():
-        for item in [value] if isinstance(value, str | Path) else value:
-            path = Path(item)
-            if path.name == MANIFEST or not (path.parent / MANIFEST).exists():
-                # An absolute path says where this machine keeps its data, not what was read.
-                shown = path.name if path.is_absolute() else path.as_posix()
-                alike = sum(name.split(" #")[0] == shown for name in digests)
-                digests[f"{shown} #{alike + 1}" if alike else shown] = file_digest(path)
-    return digests
+    paths = [
+        Path(item)
+        for value in inputs.values()
+        for item in ([value] if isinstance(value, str | Path) else value)
+    ]
+    names = input_names(paths, lambda path: (path.parent / MANIFEST).exists())
+    return {name: _input_digest(path) for name, path in names.items()}
 
 
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(  # noqa: S603 - fixed program, fixed arguments
-            ["git", "-C", str(LOCK.parent), *arguments],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+def _input_digest(path: Path) -> dict[str, str]:
+    digest = {"sha256": file_digest(path)}
+    if path.name == MANIFEST:
         try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+            digest["artifact"] = read_manifest(path).artifact
+        except StatementError as error:
+            raise UserError(
+                f"{path} {error}; delete {path.parent} and call snakemake again"
+            ) from error
+    return digest
 
 
 def how_it_went(started: float, threads: int, meter: EnergyMeter) -> dict[str, Any]:
@@ -195,14 +179,10 @@ def how_it_went(started: float, threads: int, meter: EnergyMeter) -> dict[str, A
     energy = meter.read()  # before CUDA comes up for the sake of a name below
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
-    changes = _git("status", "--porcelain", "--untracked-files=no")
-    modified = None if changes is None else bool(changes)
     return {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 3),
-        "host": {"machine": platform.machine(), "system": platform.system()},
-        "git": {"commit": _git("rev-parse", "HEAD"), "modified": modified},
-        "versions": _versions(),
+        **environment(),
         "threads": threads,
         "gpus": energy.gpus,
         "energy_joules": energy.joules,
@@ -411,14 +391,13 @@ def _leave_if_published(
 def _is_published(folder: Path, asked: dict[str, Any]) -> bool:
     """Tell whether an artifact lies at its place, and every file of it is what was published."""
     try:
-        manifest = read_manifest(folder)
-        if manifest["asked"] != json.loads(canonical_json(asked)):
+        statement = read_manifest(folder)
+        if statement.asked != json.loads(canonical_json(asked)):
             return False
         return all(
-            file_digest(folder / name) == file["sha256"]
-            for name, file in manifest["produced"]["files"].items()
+            file_digest(folder / name) == file.sha256 for name, file in statement.files.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return False
 
 

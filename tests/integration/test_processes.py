@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from iskd.errors import UserError
 from iskd.launch import Assignment, Report, run_processes
 from iskd.locks import read_holder
+from iskd.provenance.statement import parse_statement
 from iskd.training.processes import World, share
 from iskd.training.state import STATE_SECONDS, Interrupted
 from tests.integration import together
@@ -252,7 +253,7 @@ def test_a_job_in_two_processes_publishes_once(tmp_path: Path) -> None:
     run_json = json.loads((results / "train/run.json").read_text())
     assert (run_json["processes"], run_json["parallel"], run_json["threads"]) == (2, "ddp", 1)
     manifest = (results / "train/manifest.json").read_text()
-    assert json.loads(manifest)["produced"]["summary"].keys() == {"with_dropout"}
+    assert parse_statement(manifest).summary.keys() == {"with_dropout"}
     # How many processes it took is not what was asked, or another number would make it anew.
     assert "processes" not in manifest
     log = (results / "logs/train.log").read_text()

@@ -380,3 +380,16 @@ def _interval(
 def _range(metric: str, value: float, spread: float) -> Row:
     row = _plain("efficiency", metric, value, 7)
     return row | {"low": value * (1 - spread), "high": value * (1 + 1.3 * spread)}
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    """Give what a job was asked, as a statement has it."""
+    return {
+        "rule": "make",
+        "wildcards": {},
+        "parameters": {},
+        "seed": 1,
+        "inputs": {},
+        "code": "c0de",
+        "lock": "0" * 64,
+    } | changes

@@ -24,6 +24,8 @@ from iskd.provenance.artifact import (
     write_text,
 )
 
+from .synthetic import asked
+
 
 class Crash(BaseException):
     """Stand for a kill: no ``except Exception`` of the code under test catches it."""
@@ -37,7 +39,7 @@ def build(folder: Path, content: str = "new", *, host: str = "here") -> None:
     publish(
         draft,
         folder,
-        asked={"rule": "r", "seed": 1},
+        asked=asked(rule="r"),
         summary={"loss": 1.5, "content": content},
         run={"host": host},
     )
@@ -49,11 +51,11 @@ def state(folder: Path) -> str:
         return "none"
     manifest = read_manifest(folder)
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert files == {MANIFEST, RUN, *manifest["produced"]["files"]}
-    for name, said in manifest["produced"]["files"].items():
-        assert file_digest(folder / name) == said["sha256"]
-        assert (folder / name).stat().st_size == said["bytes"]
-    content: str = manifest["produced"]["summary"]["content"]
+    assert files == {MANIFEST, RUN, *manifest.files}
+    for name, said in manifest.files.items():
+        assert file_digest(folder / name) == said.sha256
+        assert (folder / name).stat().st_size == said.size
+    content: str = manifest.summary["content"]
     return content
 
 
@@ -61,11 +63,13 @@ def test_a_manifest_tells_what_was_asked_and_what_came_out(tmp_path: Path) -> No
     build(tmp_path / "deep" / "art")
     manifest = read_manifest(tmp_path / "deep" / "art")
     assert manifest == read_manifest(tmp_path / "deep" / "art" / MANIFEST)
-    assert set(manifest) == {"asked", "produced"}
-    assert manifest["asked"] == {"rule": "r", "seed": 1}
-    assert set(manifest["produced"]["files"]) == {"b.txt", "sub/a.bin"}
-    assert manifest["produced"]["files"]["b.txt"]["bytes"] == 3
-    assert json.loads((tmp_path / "deep" / "art" / RUN).read_text()) == {"host": "here"}
+    assert manifest.asked == asked(rule="r")
+    assert set(manifest.files) == {"b.txt", "sub/a.bin"}
+    assert manifest.files["b.txt"].size == 3
+    assert json.loads((tmp_path / "deep" / "art" / RUN).read_text()) == {
+        "host": "here",
+        "statement": file_digest(tmp_path / "deep" / "art" / MANIFEST),
+    }
     assert sorted(os.listdir(tmp_path / "deep")) == ["art"]  # noqa: PTH208
     assert state(tmp_path / "deep" / "art") == "new"
 

@@ -14,7 +14,8 @@ import pytest
 
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
-from iskd.rule import LOCK, run_rule
+from iskd.provenance.environment import LOCK
+from iskd.rule import run_rule
 from iskd.training.state import EXIT_AGAIN, Interrupted
 
 
@@ -94,7 +95,7 @@ FOLDER = Path("results/make")
 def test_a_job_publishes_what_its_script_wrote() -> None:
     work(rule())
     manifest = read_manifest(FOLDER)
-    assert manifest["asked"] == {
+    assert manifest.asked == {
         "rule": "make",
         "wildcards": {"teacher": "toy"},
         "parameters": {"spec": {"size": 1}},
@@ -103,8 +104,8 @@ def test_a_job_publishes_what_its_script_wrote() -> None:
         "code": "c0de",
         "lock": file_digest(LOCK),
     }
-    assert manifest["produced"]["summary"] == {"lines": 1}
-    assert list(manifest["produced"]["files"]) == ["a.txt"]
+    assert manifest.summary == {"lines": 1}
+    assert list(manifest.files) == ["a.txt"]
     run = json.loads((FOLDER / RUN).read_text())
     assert run["threads"] == 1
     assert run["seconds"] >= 0
@@ -116,8 +117,8 @@ def test_a_job_publishes_what_its_script_wrote() -> None:
 
 
 def test_what_the_script_sees() -> None:
-    Path("in").mkdir()
-    Path("in/manifest.json").write_text("{}")
+    work(rule())
+    FOLDER.rename("in")
     with run_rule(rule(inputs={"teacher": "in/manifest.json"})) as job:
         assert job.folder("teacher") == Path("in")
         assert (job.rule, job.seed, job.threads) == ("make", 3, 1)
@@ -126,6 +127,14 @@ def test_what_the_script_sees() -> None:
         assert job.out.parent == Path("results")
         assert list(job.out.iterdir()) == []
         (job.out / "a.txt").touch()
+
+
+def test_a_manifest_that_is_none_of_ours_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    Path("in/manifest.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"^make: in/manifest.json lacks .*; delete in and call"):
+        work(rule(inputs={"teacher": "in/manifest.json"}))
+    assert not FOLDER.exists()
 
 
 @pytest.mark.parametrize("network", [True, False])
@@ -283,23 +292,28 @@ def test_the_manifest_shows_what_is_different(part: str, change: dict[str, Any])
     Path("raw.jsonl").write_text(change.get("input", "raw"))
     work(rule(inputs=inputs, **change.get("params", {})), change.get("content", "text"))
     after = read_manifest(FOLDER)
-    flat = [{**m["asked"], "files": m["produced"]["files"]} for m in (before, after)]
+    flat = [{**m.asked, "files": m.files} for m in (before, after)]
     assert [key for key in flat[0] if flat[0][key] != flat[1][key]] == [part]
 
 
 def test_inputs_are_named_by_manifest_or_by_raw_file() -> None:
-    for name in ("made/manifest.json", "made/model.safetensors", "raw/a.jsonl"):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text(name)
+    work(rule())
+    made = FOLDER.rename("made")
+    Path("raw").mkdir()
+    Path("raw/a.jsonl").write_text("raw")
     inputs = {
         "teacher": "made/manifest.json",
-        "weights": "made/model.safetensors",
+        "weights": "made/a.txt",
         "texts": ["raw/a.jsonl"],
     }
     work(rule(inputs=inputs))
-    digests = read_manifest(FOLDER)["asked"]["inputs"]
+    digests = read_manifest(FOLDER).asked["inputs"]
     assert digests == {
-        name: file_digest(Path(name)) for name in ("made/manifest.json", "raw/a.jsonl")
+        "made/manifest.json": {
+            "sha256": file_digest(made / MANIFEST),
+            "artifact": read_manifest(made).artifact,
+        },
+        "raw/a.jsonl": {"sha256": file_digest(Path("raw/a.jsonl"))},
     }
 
 
@@ -311,9 +325,9 @@ def test_files_outside_of_the_working_folder_are_named_without_their_place(
         path.parent.mkdir(parents=True)
         path.write_text(path.parent.name)
     work(rule(inputs={"texts": [str(path) for path in names]}))
-    digests = read_manifest(FOLDER)["asked"]["inputs"]
+    digests = read_manifest(FOLDER).asked["inputs"]
     # Three files of one name: none may hide another.
-    assert list(digests.values()) == [file_digest(path) for path in [names[0], names[1], names[2]]]
+    assert list(digests.values()) == [{"sha256": file_digest(path)} for path in names]
     assert set(digests) == {"x.jsonl", "x.jsonl #2", "x.jsonl #3"}
     assert str(tmp_path) not in (FOLDER / MANIFEST).read_text()
 
@@ -327,7 +341,7 @@ def test_a_rule_without_a_seed_has_none_in_its_manifest() -> None:
     snakemake = rule()
     del snakemake.params.named["seed"]
     work(snakemake)
-    assert read_manifest(FOLDER)["asked"]["seed"] is None
+    assert read_manifest(FOLDER).asked["seed"] is None
 
 
 def test_a_parameter_that_json_lacks_is_a_failure_not_a_half_artifact() -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from iskd.provenance.artifact import MANIFEST, file_digest, publish, staging_folder
 from iskd.provenance.times import settle_times
 
+from .synthetic import asked
+
 STUDY = Path("results/s")
 
 
@@ -26,8 +28,8 @@ def make(place: str, *inputs: str, content: str = "") -> Path:
     draft = staging_folder(folder)
     (draft / "big.bin").write_text(content or place)
     files = [STUDY / i / MANIFEST if i.endswith("/") else Path(i) for i in inputs]
-    digests = {file.as_posix(): file_digest(file) for file in files}
-    publish(draft, folder, asked={"inputs": digests}, summary={}, run={})
+    digests = {file.as_posix(): {"sha256": file_digest(file)} for file in files}
+    publish(draft, folder, asked=asked(inputs=digests), summary={}, run={})
     return folder
 
 

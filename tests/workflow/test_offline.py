@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from iskd.data.corpus import train_tokenizer
 from iskd.data.toyworld import make_toyworld
 from iskd.models.scratch import fresh_model, scratch_config
+from iskd.provenance.artifact import read_manifest
 
 from ..hub_standin import HubStandin
 from .conftest import Clone, make_clone, without_network
@@ -272,8 +273,7 @@ def test_prefetch_fetches_the_pinned_commits_and_nothing_that_is_run(
     }
     newest = {repo: commit for (_, repo), commit in hub.newest.items()}
     for repo, place in commits.items():
-        manifest = json.loads((top / place / "manifest.json").read_text(encoding="utf-8"))
-        assert manifest["produced"]["summary"]["commit"] == newest[repo]
+        assert read_manifest(top / place).summary["commit"] == newest[repo]
     locked = json.loads((top / "hub.lock.json").read_text(encoding="utf-8"))
     assert locked == {
         f"dataset:{repo}": newest[repo] for repo in ("standin/cbt", "allenai/ai2_arc")

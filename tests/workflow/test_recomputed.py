@@ -1,12 +1,12 @@
 """Every number of a finished study again, by code of its own."""
 
 import base64
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from iskd.provenance.artifact import read_manifest
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table, prints
 
@@ -46,7 +46,7 @@ def test_macros_print_what_was_measured(paper: Paper, rule: str) -> None:
 def test_figures_read_the_numbers_and_nothing_else(paper: Paper) -> None:
     allowed = {"collect_metrics", "collect_measurements", "metrics.csv", "measurements.csv"}
     for path in sorted(paper.folder.glob("figure_*/*/manifest.json")):
-        asked = json.loads(path.read_text(encoding="utf-8"))["asked"]
+        asked = read_manifest(path).asked
         read = {name.split("/")[2] for name in asked["inputs"]}
         if asked["rule"] == "figure_training":
             # Its curves are what the trainings noted down as they went.

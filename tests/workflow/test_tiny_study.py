@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from iskd.provenance.artifact import read_manifest
+
 from .conftest import TINY, Clone, check_same_results, without_network
 
 pytestmark = pytest.mark.slow
@@ -119,7 +121,7 @@ def test_checkpoint_loads_in_a_fresh_process_after_import_iskd(finished: Clone) 
 def test_baseline_matches_the_reference_parameters(finished: Clone) -> None:
     def parameters(place: str) -> int:
         manifest = finished.folder / "results/tiny" / place / "manifest.json"
-        return int(json.loads(manifest.read_text("utf-8"))["produced"]["summary"]["parameters"])
+        return int(read_manifest(manifest).summary["parameters"])
 
     target = parameters("substitute_block/toy/iskd/seed_3/step_02")
     pruned = parameters("prune_l1/toy/l1/seed_3/step_02")

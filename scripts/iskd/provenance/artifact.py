@@ -4,7 +4,8 @@ An artifact is a folder with a ``manifest.json``, written last. It is built next
 flushed to disk and moved there by rename, so that after a crash there is the old one, the new
 one, or none. The manifest says what was asked and what came out and nothing about time or place:
 the same work gives the same bytes anywhere, and Snakemake, which compares small files by
-checksum, stops a rerun where nothing changed. How it happened stands beside it in ``run.json``.
+checksum, stops a rerun where nothing changed (its form: ``iskd.provenance.statement``). How it
+happened stands beside it in ``run.json``, which names the manifest it belongs to by digest.
 """
 
 import hashlib
@@ -12,18 +13,22 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from iskd.provenance.statement import (
+    Produced,
+    Statement,
+    canonical_json,
+    parse_statement,
+    tensors_digest,
+    write_statement,
+)
+
 MANIFEST = "manifest.json"
 RUN = "run.json"
-
-
-def canonical_json(value: Any) -> str:
-    """Write JSON in one form only: sorted keys, no NaN, two spaces, a newline at the end."""
-    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_lines(values: Iterable[Any]) -> str:
@@ -38,6 +43,19 @@ def file_digest(path: Path) -> str:
     """Give the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """Give the sha256 of a text as it is written to a file, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def produced(path: Path) -> Produced:
+    """Describe a file that an artifact consists of."""
+    holds_tensors = path.suffix == ".safetensors"
+    return Produced(
+        file_digest(path), path.stat().st_size, tensors_digest(path) if holds_tensors else None
+    )
 
 
 def flush(path: Path) -> None:
@@ -65,6 +83,23 @@ def draft_text(path: Path, text: str) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content: after a crash it holds the old text or the new."""
     draft_text(path, text).replace(path)
+
+
+def input_names(paths: Iterable[Path], in_artifact: Callable[[Path], bool]) -> dict[str, Path]:
+    """Name the inputs of a job in its statement: its manifests, and files of no artifact.
+
+    Args:
+        paths: all files that the job reads, in their order.
+        in_artifact: tells whether a file lies in an artifact, whose manifest speaks for it.
+    """
+    names: dict[str, Path] = {}
+    for path in paths:
+        if path.name == MANIFEST or not in_artifact(path):
+            # An absolute path says where this machine keeps its data, not what was read.
+            shown = path.name if path.is_absolute() else path.as_posix()
+            alike = sum(name.split(" #")[0] == shown for name in names)
+            names[f"{shown} #{alike + 1}" if alike else shown] = path
+    return names
 
 
 def staging_folder(folder: Path) -> Path:
@@ -106,22 +141,17 @@ def publish(
     Args:
         draft: the folder from :func:`staging_folder`, holding the artifact's files.
         folder: the artifact's place; what lies there is replaced.
-        asked: rule, parameters, seed, inputs and code that define the artifact.
+        asked: rule, wildcards, parameters, seed, inputs, code and lock that define the artifact.
         summary: the few numbers that somebody reading the manifest wants to see.
         run: how it happened: times, host, versions, device.
     """
     files = sorted(f for f in draft.rglob("*") if f.is_file())
-    produced = {
-        f.relative_to(draft).as_posix(): {"sha256": file_digest(f), "bytes": f.stat().st_size}
-        for f in files
-    }
+    made = {f.relative_to(draft).as_posix(): produced(f) for f in files}
     for file in files:
         flush(file)
-    write_text(draft / RUN, canonical_json(run))
-    write_text(
-        draft / MANIFEST,
-        canonical_json({"asked": asked, "produced": {"files": produced, "summary": summary}}),
-    )
+    text = write_statement(Statement(asked, made, summary))
+    write_text(draft / RUN, canonical_json(run | {"statement": text_digest(text)}))
+    write_text(draft / MANIFEST, text)
     for place in [draft, *(d for d in draft.rglob("*") if d.is_dir())]:
         flush(place)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -139,8 +169,10 @@ def publish(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Read an artifact's manifest, given the file or the folder."""
-    file = path / MANIFEST if path.is_dir() else path
-    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return manifest
+def read_manifest(path: Path) -> Statement:
+    """Read an artifact's manifest, given the file or the folder.
+
+    Raises:
+        StatementError: it is no manifest of ours.
+    """
+    return parse_statement((path / MANIFEST if path.is_dir() else path).read_bytes())

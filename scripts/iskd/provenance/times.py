@@ -35,19 +35,20 @@ def _artifacts(study: Path) -> Iterator[_Artifact]:
         if any(part.startswith(".") for part in manifest.relative_to(study).parts):
             continue
         try:
-            content = read_manifest(manifest)
-            named = dict(content["asked"]["inputs"])
-            produced = dict(content["produced"]["files"])
-        except (OSError, ValueError, KeyError, TypeError):
+            statement = read_manifest(manifest)
+        except (OSError, ValueError):
             continue  # no manifest of ours: leave the folder alone
         # A file that is an input twice stands there twice, the second time as `... #2`.
-        inputs = {Path(re.sub(r" #\d+$", "", name)): digest for name, digest in named.items()}
+        inputs = {
+            Path(re.sub(r" #\d+$", "", name)): about["sha256"]
+            for name, about in statement.asked["inputs"].items()
+        }
         here = {file: digest for file, digest in inputs.items() if file.is_file()}
         # A rule may have copies of its files beside the artifacts, as metrics.csv.
         copies = [
             study / name
-            for name, about in produced.items()
-            if (study / name).is_file() and file_digest(study / name) == about["sha256"]
+            for name, about in statement.files.items()
+            if (study / name).is_file() and file_digest(study / name) == about.sha256
         ]
         files = [file for file in manifest.parent.iterdir() if file.is_file()]
         # To Snakemake a job's benchmark is an output like the others.

@@ -1,0 +1,66 @@
+"""Print what each job of a study is asked, as Snakemake derives it from the config: one JSON list.
+
+``python workflow/plan.py CONFIG``, in an empty folder: nothing is read but the workflow and the
+config, so that whoever checks results learns what must be there without asking the results.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from snakemake.api import SnakemakeApi
+from snakemake.settings.enums import Quietness
+from snakemake.settings.types import (
+    ConfigSettings,
+    DAGSettings,
+    OutputSettings,
+    ResourceSettings,
+    StorageSettings,
+)
+
+# Parameters that say how a job is tracked; its statement has them outside of the parameters.
+TRACKING = ("code", "seed")
+
+
+def planned(config: Path) -> list[dict[str, Any]]:
+    """Derive the jobs of a study that publish an artifact.
+
+    Args:
+        config: the study's config file.
+
+    Returns:
+        for each job: rule, wildcards, parameters, seed, code, the files it reads, by name, and the
+        manifest that it writes
+    """
+    settings = OutputSettings(dryrun=True, quiet={Quietness.ALL})
+    with SnakemakeApi(settings) as api:
+        workflow = api.workflow(
+            resource_settings=ResourceSettings(cores=1),
+            config_settings=ConfigSettings(configfiles=[config]),
+            storage_settings=StorageSettings(),
+            snakefile=Path(__file__).with_name("Snakefile"),
+        )
+        workflow.dag(dag_settings=DAGSettings(forceall=True))
+        # What `snakemake --dag` does before it prints.
+        inner = workflow._workflow
+        inner._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)
+        inner._build_dag()
+        return [_asked(job) for job in inner.dag.jobs if "manifest" in dict(job.output.items())]
+
+
+def _asked(job: Any) -> dict[str, Any]:
+    params = dict(job.params.items())
+    return {
+        "rule": job.rule.name,
+        "wildcards": dict(job.wildcards_dict),
+        "parameters": {key: value for key, value in params.items() if key not in TRACKING},
+        "seed": params.get("seed"),
+        "code": params.get("code"),
+        "inputs": [str(file) for file in job.input],
+        "manifest": str(job.output.manifest),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(planned(Path(sys.argv[1]).resolve()), sort_keys=True))
