@@ -24,7 +24,7 @@ test-study: $(STAMP)  ## the embedded study in full, once without any network; a
 test-chaos: $(STAMP)  ## kill a study fifty times, at the moments that hurt most: same bytes
 	OMP_NUM_THREADS=1 ISKD_KILLS=50 $(BIN)/pytest -s tests/chaos
 
-test-slurm: $(STAMP)  ## the embedded study on a real SLURM of two nodes, hit by fault after fault (as root: installs SLURM)
+test-slurm: $(STAMP)  ## a part of the embedded study on a real SLURM of two nodes, hit by fault after fault (as root: installs SLURM)
 	$(BIN)/pytest tests/slurm
 
 lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint

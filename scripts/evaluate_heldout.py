@@ -13,7 +13,8 @@ with run_rule(snakemake) as job:
 
     from iskd.data.corpus import load_blocks, load_stories
     from iskd.evaluation.flops import flops_per_token
-    from iskd.evaluation.heldout import heldout_metrics, score_blocks
+    from iskd.evaluation.heldout import score_blocks
+    from iskd.evaluation.losses import heldout_metrics
     from iskd.evaluation.results import write_result
     from iskd.models.folder import checkpoint_bytes, load_model
 

@@ -15,4 +15,4 @@ with run_rule(snakemake) as job:
 
     metrics = read_metrics(Path(job.inputs["metrics"]))
     drawn = flips_figure(metrics, job.params["spec"]["headline"], job.wildcards["teacher"])
-    save_figure(*drawn, job.out / "flips")
+    save_figure(*drawn, job.out / "flips", job.request)

@@ -14,4 +14,4 @@ with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics
 
     metrics = read_metrics(Path(job.inputs["metrics"]))
-    save_figure(*order_figure(metrics, job.wildcards["teacher"]), job.out / "order")
+    save_figure(*order_figure(metrics, job.wildcards["teacher"]), job.out / "order", job.request)

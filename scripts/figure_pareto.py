@@ -17,4 +17,4 @@ with run_rule(snakemake) as job:
         read_metrics(Path(job.inputs[name])) for name in ("metrics", "measurements")
     )
     drawn = pareto_figure(metrics, measurements, job.wildcards["teacher"])
-    save_figure(*drawn, job.out / "pareto")
+    save_figure(*drawn, job.out / "pareto", job.request)

@@ -22,4 +22,4 @@ with run_rule(snakemake) as job:
         job.wildcards["teacher"],
         spec["claims"],
     )
-    save_figure(figure, plotted, job.out / "tradeoff")
+    save_figure(figure, plotted, job.out / "tradeoff", job.request)

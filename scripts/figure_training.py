@@ -13,4 +13,4 @@ with run_rule(snakemake) as job:
 
     spec = job.params["spec"]
     curves = read_curves(job.inputs["histories"], spec, job.wildcards["teacher"])
-    save_figure(*training_figure(curves, spec["chained"]), job.out / "training")
+    save_figure(*training_figure(curves, spec["chained"]), job.out / "training", job.request)

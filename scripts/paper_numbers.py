@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics
     from iskd.paper.numbers import numbers_table, save_numbers
+    from iskd.provenance.artifact import file_digest
 
     spec = job.params["spec"]
     table = numbers_table(read_metrics(Path(job.inputs["metrics"])), spec["headline_step"])
-    save_numbers(table, job.out / "numbers", f"Numbers of the study {spec['study']}.")
+    root = file_digest(Path(job.inputs["metrics_manifest"]))
+    save_numbers(table, job.out / "numbers", f"Numbers of the study {spec['study']}.", root)
     job.summary |= {"numbers": len(table)}

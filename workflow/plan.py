@@ -30,8 +30,8 @@ def planned(config: Path) -> list[dict[str, Any]]:
         config: the study's config file.
 
     Returns:
-        for each job: rule, wildcards, parameters, seed, code, the files it reads, by name, and the
-        manifest that it writes
+        for each job: rule, wildcards, parameters, seed, code, the files it reads and
+        writes, and which of these is its manifest
     """
     settings = OutputSettings(dryrun=True, quiet={Quietness.ALL})
     with SnakemakeApi(settings) as api:
@@ -57,7 +57,11 @@ def _asked(job: Any) -> dict[str, Any]:
         "parameters": {key: value for key, value in params.items() if key not in TRACKING},
         "seed": params.get("seed"),
         "code": params.get("code"),
-        "inputs": [str(file) for file in job.input],
+        "inputs": {
+            name: files if isinstance(files, str) else [str(file) for file in files]
+            for name, files in job.input.items()
+        },
+        "outputs": [str(file) for file in job.output],
         "manifest": str(job.output.manifest),
     }
 

@@ -33,6 +33,7 @@ from iskd.provenance.artifact import (
     publish,
     read_manifest,
     staging_folder,
+    text_digest,
 )
 from iskd.provenance.energy import EnergyMeter
 from iskd.provenance.environment import LOCK, environment
@@ -70,6 +71,11 @@ class Job:
     log: logging.Logger
     work: WorkFolder
     summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def request(self) -> str:
+        """The digest of what this job was asked for, inputs' digests and code included."""
+        return text_digest(canonical_json(self.work.asked))
 
     def folder(self, name: str) -> Path:
         """Give the folder of the artifact whose manifest is the input ``name``."""

@@ -11,14 +11,17 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from iskd.provenance.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table
 from tests.slurm.cluster import what_is_missing
 from tests.workflow.conftest import Clone, make_clone, without_network
+from tests.workflow.test_audit import Results
 
 RESULTS = "results/embedded"
+STEP = "toy/iskd/seed_17/step_01"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,43 @@ def test_two_folders_give_the_same_artifacts(offline: Clone, elsewhere: Clone) -
     ours, theirs = offline.files(RESULTS), elsewhere.files(RESULTS)
     assert set(ours) == set(theirs)
     assert [n for n in ours if ours[n] != theirs[n] and not is_measured(n)] == []
+
+
+def test_a_verification_finds_nothing(offline: Clone) -> None:
+    done = offline.iskd("verify", RESULTS, "--at", "checkout")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "prepare_corpus/toy",
+        f"substitute_block/{STEP}",
+        f"evaluate/{STEP}/cbt_context",
+        f"evaluate_heldout/{STEP}/heldout",
+        f"generate/{STEP}",
+        "collect_metrics",
+    ],
+)
+def test_made_again_alone_it_is_the_same_to_the_bit(place: str, offline: Clone) -> None:
+    done = offline.iskd("reproduce", f"{RESULTS}/{place}")
+    assert done.stdout.splitlines()[:1] == [f"BITWISE {place}"], done.stdout + done.stderr
+
+
+def test_weights_in_their_last_bits_are_near_and_others_are_not(
+    offline: Clone, tmp_path: Path
+) -> None:
+    """As another number of threads gives them; and as other data do."""
+    copy = Clone(tmp_path / "clone")
+    shutil.copytree(offline.folder, copy.folder, ignore=shutil.ignore_patterns(".snakemake"))
+    results, place = Results(copy.folder / RESULTS), f"substitute_block/{STEP}"
+    path = results / f"{place}/model.safetensors"
+    tensors = load_file(path)
+    for scale, verdict in ((1 + 3e-7, "WITHIN_TOLERANCE"), (1 + 1e-2, "DIFFERENT")):
+        save_file({name: t * scale for name, t in tensors.items()}, path, {"format": "pt"})
+        results.rewrite(place)
+        done = copy.iskd("reproduce", f"{RESULTS}/{place}", "--tolerance", "1e-5")
+        assert done.stdout.split()[0] == verdict, done.stdout + done.stderr
 
 
 def test_teacher_understands_the_stories(offline: Clone) -> None:

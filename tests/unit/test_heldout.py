@@ -8,7 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from iskd.errors import UserError
-from iskd.evaluation.heldout import heldout_metrics, score_blocks
+from iskd.evaluation.heldout import score_blocks
+from iskd.evaluation.losses import heldout_metrics
 from iskd.evaluation.metric import Metric
 
 

@@ -18,7 +18,8 @@ from iskd.data.sources import sources
 from iskd.data.texts import draw_texts
 from iskd.data.toyworld.elsewhere import other_stories
 from iskd.errors import UserError
-from iskd.evaluation.heldout import heldout_metrics, score_blocks, shared_vocabulary
+from iskd.evaluation.heldout import score_blocks, shared_vocabulary
+from iskd.evaluation.losses import heldout_metrics
 from tests.unit.test_heldout import blocks, model
 
 __all__ = ["blocks", "model"]

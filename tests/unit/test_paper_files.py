@@ -22,7 +22,12 @@ from tests.unit.synthetic import GPT2_TASKS, chance_of, headline_of, make_metric
 
 HEADLINE, CHANCE = headline_of(GPT2_TASKS), chance_of(GPT2_TASKS)
 STEPS = {"gpt2": 6}
-SPEC = {"study": "synthetic", "seeds": [17, 18, 19], "corpus": "stories_of {mine}"}
+SPEC = {
+    "study": "synthetic",
+    "seeds": [17, 18, 19],
+    "corpus": "stories_of {mine}",
+    "root": "f" * 64,
+}
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,17 @@ class Clone:
             check=False,
         )
 
+    def iskd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call the command `iskd` with the copy's own code."""
+        return subprocess.run(
+            [sys.executable, "-m", "iskd.cli", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(self.folder / "scripts")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
     def planned(self, *arguments: str) -> dict[str, int]:
         """Count the jobs that a call would run, by rule; targets are not counted."""
         done = self.snakemake("-n", *arguments, "-q", "rules")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from iskd.audit.planned import Planning
+
 from .conftest import ROOT, Clone
 
 RULE = re.compile(r"^rule (\w+):", re.MULTILINE)
@@ -28,6 +30,25 @@ def test_embedded_study_plans(clone: Clone) -> None:
     done = clone.snakemake("-n")
     assert done.returncode == 0, done.stderr
     assert "pretrain_teacher" in done.stdout + done.stderr
+
+
+def test_the_auditors_plan_is_snakemakes(clone: Clone) -> None:
+    done = clone.snakemake("-n", "--configfile", "tests/config/tiny.yaml")
+    outputs = re.findall(r"^    output: (.*)$", done.stdout + done.stderr, re.MULTILINE)
+    written = {name for line in outputs for name in line.split(", ")}
+    manifests = {name for name in written if name.endswith("/manifest.json")}
+    plan = Planning(ROOT / "tests/config/tiny.yaml").finish()
+    assert {f"results/tiny/{place}/manifest.json" for place in plan} == manifests
+    copies = {f"results/tiny/{name}" for planned in plan.values() for name in planned.copies}
+    places = {name.rpartition("/")[0] for name in manifests}
+    assert copies == {name for name in written if name.rpartition("/")[0] not in places} | {
+        name for name in written if name.endswith("README.md") and "/model_card/" not in name
+    }
+
+
+def test_a_study_is_planned_without_its_data() -> None:
+    plan = Planning(ROOT / "config/real.yaml").finish()
+    assert [path.name for path in plan["split_corpus"].read] == ["tinystories.jsonl"]
 
 
 def test_prefetch_is_all_that_needs_a_network(clone: Clone) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 SCRIPTS = Path(workflow.basedir).parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from iskd.config import StudyPlan, check_data_files, data_folder, load_study
+from iskd.config import (
+    StudyPlan,
+    check_data_files,
+    data_folder,
+    load_study,
+    put_stand_ins,
+)
 from iskd.config.schema import (
     FileText,
     HubCorpus,
@@ -35,7 +41,9 @@ def checked_study():
     """Check the config and the local files it names; a mistake ends Snakemake in one line."""
     try:
         study = load_study(config, config_name())
-        if workflow.is_main_process:
+        if "ISKD_PLAN_ONLY" in os.environ:  # workflow/plan.py, in an empty folder
+            put_stand_ins(study)
+        elif workflow.is_main_process:
             check_data_files(study, config_name())
         return study
     except UserError as error:

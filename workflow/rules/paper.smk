@@ -397,6 +397,8 @@ rule collect_paper:
         "../../envs/iskd.yaml"
     params:
         names=list(PAPER_FILES),
+        # An auditor's: what all this was asked for with. Only this cheap rule depends on all of it.
+        config=PLAN.recorded_config(),
         code=code_fingerprint("collect_paper"),
     script:
         "../../scripts/collect_paper.py"

@@ -213,6 +213,24 @@ def check_data_files(study: Study, file: str) -> None:
             raise UserError(f"{file}: {key}: {error}") from None
 
 
+def put_stand_ins(study: Study) -> None:
+    """Put an empty file wherever a study names a local one, below the working directory.
+
+    For a plan of a study whose data are not at hand: Snakemake asks for files that nothing makes.
+    """
+    wanted = list(_named_files(study))
+    if not wanted or study.data_folder is None:
+        return
+    if study.data_folder.startswith("$"):
+        folder = Path.cwd() / "data"
+        os.environ[study.data_folder[1:]] = str(folder)
+    else:
+        folder = Path(study.data_folder)
+    for _, name, _ in wanted:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
 def _named_files(study: Study) -> Iterator[tuple[str, str, str | None]]:
     """Give the local files that a study names: key, name, and for a task's rows the kind."""
     texts = {"corpus": study.corpus} if isinstance(study.corpus, FileCorpus) else {}

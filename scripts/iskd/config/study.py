@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import yaml
+
 from iskd.config.checks import RESERVED_ARM, block_count, step_count
 from iskd.config.schema import (
     FITTED,
@@ -88,6 +90,17 @@ class StudyPlan:
 
     def __init__(self, study: Study) -> None:
         self.study = study
+
+    def recorded_config(self) -> str:
+        """Give the whole config with its defaults, but for what decides on no result, as YAML.
+
+        A text, because the order of arms and tasks is that of rows and legends.
+        """
+        config = self.study.model_dump(mode="json")
+        for teacher in config["teachers"].values():
+            for key in ("gpus", "parallel"):
+                del teacher[key]
+        return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
     # --- models -----------------------------------------------------------------------------
 

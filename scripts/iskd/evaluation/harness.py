@@ -110,8 +110,7 @@ def evaluate_task(
         }
         for index, source, record in zip(indices, sources(asked), records, strict=True)
     ]
-    names = list(KINDS[kind].metrics)
-    return TaskResult(kind, accuracies(samples, names), _chance(samples), cut, samples)
+    return TaskResult(kind, metrics_of(samples, kind, stock=False), _chance(samples), cut, samples)
 
 
 def evaluate_stock_task(
@@ -161,7 +160,7 @@ def evaluate_stock_task(
         {"index": int(record["doc_id"]), "source": source, **_stock_sample(task, described, record)}
         for record, source in zip(records, named, strict=True)
     ]
-    metrics = {metric: stock_metric(samples, metric) for metric in described.metrics}
+    metrics = metrics_of(samples, name, stock=True)
     for metric, found in metrics.items():
         if not math.isclose(found.value, numbers[metric], rel_tol=1e-9, abs_tol=1e-12):
             raise RuntimeError(f"{name}: lm-eval works out {metric} otherwise")
@@ -309,6 +308,21 @@ def _stock_sample(
         else:
             found["sums"][metric] = [float(value[0]), int(value[1])]
     return found | {"log_likelihoods": log_likelihoods, "token_counts": counts}
+
+
+def metrics_of(
+    samples: Sequence[Mapping[str, Any]], kind: str, *, stock: bool
+) -> dict[str, Metric]:
+    """Work a task's metrics out of the records of :class:`TaskResult`.
+
+    Args:
+        samples: one record per row.
+        kind: a key of KINDS, or lm-eval's name of a task.
+        stock: whether it is lm-eval's.
+    """
+    if stock:
+        return {metric: stock_metric(samples, metric) for metric in find_task(kind).metrics}
+    return accuracies(samples, list(KINDS[kind].metrics))
 
 
 def accuracies(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Metric]:

@@ -1,7 +1,7 @@
 """How well a language model predicts text it was not trained on, beside its teacher."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional
 
 from iskd.errors import UserError
-from iskd.evaluation import statistics
 from iskd.evaluation.answers import scoring
-from iskd.evaluation.metric import Metric, metric_of
+from iskd.evaluation.losses import COMPARED
 from iskd.models.modeling.iskd_blocks import is_published
 from iskd.training.state import WorkFolder
 
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 log = logging.getLogger("iskd.evaluation")
-
-COMPARED = ("kl", "agreement")
-"""What is measured beside the loss where there is a teacher."""
 
 
 def score_blocks(
@@ -92,24 +88,6 @@ def score_blocks(
         }
         for index, values in enumerate(scores)
     ]
-
-
-def heldout_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
-    """Give the means over the records of :func:`score_blocks`, and the perplexity exp(loss).
-
-    Blocks of one source are no independent draws, nor are the tokens of one block: standard errors
-    and intervals are over sources (:mod:`iskd.evaluation.statistics`). n is the number of blocks.
-    """
-    sources = [sample["source"] for sample in samples]
-    tokens = [sample["tokens"] for sample in samples]
-    sums = {
-        name: [sample[name] * count for sample, count in zip(samples, tokens, strict=True)]
-        for name in ("loss", *COMPARED)
-        if name in samples[0]
-    }
-    estimates = {name: statistics.ratio(total, tokens, sources) for name, total in sums.items()}
-    estimates["perplexity"] = statistics.perplexity(sums["loss"], tokens, sources)
-    return {name: metric_of(estimate) for name, estimate in estimates.items()}
 
 
 def shared_vocabulary(model: "PreTrainedModel", teacher: "PreTrainedModel | None") -> int:

@@ -17,6 +17,8 @@ from iskd.paper.tables import at_headline
 
 PREFIX = "iskd"
 REDUCTION = "reduction"
+ROOT_MACRO = f"\\{PREFIX}StudyRoot"
+"""Prints the digest of the statement of metrics.csv, which names all before it by digest."""
 _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 _P = "_mcnemar"
 
@@ -119,9 +121,18 @@ def _reductions(reported: pd.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
-def save_numbers(frame: pd.DataFrame, stem: Path, title: str) -> None:
-    """Write the numbers as `<stem>.tex` (macros), `.csv` and `.md`."""
+def save_numbers(frame: pd.DataFrame, stem: Path, title: str, root: str = "") -> None:
+    r"""Write the numbers as `<stem>.tex` (macros), `.csv` and `.md`.
+
+    Args:
+        frame: what `numbers_table` gave.
+        stem: path of the files, without suffix.
+        title: what the numbers are, in a sentence.
+        root: the study's root digest, to be printed as ``\iskdStudyRoot`` where there is one.
+    """
     lines = [f"% {title} Made by the workflow; do not edit."]
+    if root:
+        lines.append(f"\\newcommand{{{ROOT_MACRO}}}{{{root}}} % root digest: `iskd verify --root`")
     rows: list[dict[str, Any]] = [
         {str(k): v for k, v in row.items()} for row in frame.to_dict("records")
     ]
@@ -146,5 +157,6 @@ def save_numbers(frame: pd.DataFrame, stem: Path, title: str) -> None:
             ("meaning", "Meaning"),
         )
     ]
-    text = "\n".join([title, "", *markdown_rows(columns)]) + "\n"
+    told = [f"Root digest of the study (`{ROOT_MACRO}`): `{root}`", ""] if root else []
+    text = "\n".join([title, "", *told, *markdown_rows(columns)]) + "\n"
     stem.with_name(f"{stem.name}.md").write_bytes(text.encode())

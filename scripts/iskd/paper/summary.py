@@ -24,6 +24,10 @@ over the task's items where there is one seed. *Keeps* is score / teacher's scor
 table says below it what is seen and how it was made; every number stands in ``metrics.csv`` or
 ``measurements.csv``.
 """
+_ROOT = """\
+Root digest: ``{root}``. It names, by way of the statements it stands for, every model, answer and
+number of this study; ``iskd verify results/<study> --root`` compares it with what lies there.
+"""
 
 
 def summary_page(
@@ -40,7 +44,7 @@ def summary_page(
         headline: for each task the metric to show.
         chance: for some tasks the score of a random choice.
         headline_step: the step to report, per teacher.
-        spec: ``study``, ``seeds``, ``corpus`` (in words).
+        spec: ``study``, ``seeds``, ``corpus`` (in words), and ``root``, the study's root digest.
     """
     checked = tidy(metrics)
     reported = at_headline(checked, headline_step)
@@ -56,7 +60,8 @@ def summary_page(
             *_sentences(own, headline, chance, teacher),
             _list_table(_columns(own, headline)),
         ]
-    return "\n\n".join(part.strip() for part in [*parts, _READING]) + "\n"
+    parts += [_READING, _ROOT.format(root=spec["root"])]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _sentences(

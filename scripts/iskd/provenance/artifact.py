@@ -23,9 +23,9 @@ from iskd.provenance.statement import (
     Statement,
     canonical_json,
     parse_statement,
-    tensors_digest,
     write_statement,
 )
+from iskd.provenance.tensors import tensors_digest
 
 MANIFEST = "manifest.json"
 RUN = "run.json"

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -37,7 +37,7 @@ class Produced:
     Attributes:
         sha256: of its bytes, in hexadecimal.
         size: in bytes.
-        tensors: of a safetensors file, the digest of what it holds (see :func:`tensors_digest`).
+        tensors: of a safetensors file, the digest of what it holds (``iskd.provenance.tensors``).
     """
 
     sha256: str
@@ -77,52 +77,6 @@ def artifact_digest(files: Mapping[str, Produced]) -> str:
     """Give the sha256 over the sorted names, digests and sizes of an artifact's files."""
     lines = (f"{name}\0{file.sha256}\0{file.size}\n" for name, file in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def tensors_digest(path: Path) -> str:
-    """Give the digest of the tensors in a safetensors file, in whatever order they lie there.
-
-    Two files with the same numbers have the same digest, though another library has written one of
-    them. Only the header is parsed; nothing is loaded.
-
-    Args:
-        path: the file.
-
-    Returns:
-        the sha256, in hexadecimal, over name, dtype, shape and the sha256 of the bytes of each
-        tensor, sorted by name
-
-    Raises:
-        StatementError: the file is no safetensors file.
-    """
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > MAX_BYTES:
-                raise ValueError("its header is too long")
-            header = json.loads(stream.read(length))
-            lines = []
-            for name, about in sorted(header.items()):
-                if name == "__metadata__":
-                    continue
-                start, end = about["data_offsets"]
-                digest = _digest_of_part(stream, 8 + length + start, end - start)
-                lines.append(f"{name}\0{about['dtype']}\0{about['shape']}\0{digest}\n")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StatementError(f"{path.name} is no safetensors file: {error}") from error
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _digest_of_part(stream: Any, start: int, length: int) -> str:
-    stream.seek(start)
-    digest = hashlib.sha256()
-    while length > 0:
-        data = stream.read(min(length, 2**20))
-        if not data:
-            raise ValueError("it is cut short")
-        digest.update(data)
-        length -= len(data)
-    return digest.hexdigest()
 
 
 def write_statement(statement: Statement) -> str:

@@ -34,6 +34,8 @@ _EDGE = 0.4  # points, of the white rim that parts markers lying on one another
 # Letters that fit above a panel and into a line of the legend.
 _TITLE_LETTERS = {1: 88, 2: 44, 3: 28}
 _NARROW_LETTERS = 40
+ORIGIN = "iskd-request:"
+"""What stands before the digest in a figure's metadata."""
 # What matplotlib would add on its own: times, and its version, which the manifest records.
 _METADATA: Mapping[str, dict[str, None]] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -64,15 +66,24 @@ def rows_of(frame: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
     return frame[(frame["task"] == task) & (frame["metric"] == metric)]
 
 
-def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path) -> None:
+def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path, origin: str = "") -> None:
     """Write the figure as `<stem>.pdf`, `.svg` and `.png` (200 dpi), and its numbers as `.csv`.
 
     The bytes depend on the figure and the libraries alone: not on the time, the folder, the user's
     settings or the process.
+
+    Args:
+        figure: the figure.
+        frame: the numbers drawn.
+        stem: path of the files, without suffix.
+        origin: digest of what the figure was asked for with (`iskd.rule.Job.request`), which goes
+            into each file's metadata: whoever has the file alone finds the statement by it.
     """
+    named = dict.fromkeys(("Keywords", "Identifier", "Source"), f"{ORIGIN}{origin}")
     with paper_style():
-        for suffix in FIGURE_FORMATS:
-            figure.savefig(_with_suffix(stem, suffix), format=suffix, metadata=_METADATA[suffix])
+        for suffix, key in zip(FIGURE_FORMATS, named, strict=True):
+            metadata = {**_METADATA[suffix], **({key: named[key]} if origin else {})}
+            figure.savefig(_with_suffix(stem, suffix), format=suffix, metadata=metadata)
     _with_suffix(stem, "csv").write_bytes(csv_text(frame).encode())
 
 

@@ -1,0 +1,121 @@
+"""A study's folder of results, as an auditor finds it: files, statements, and reports of runs."""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iskd.provenance.artifact import MANIFEST, RUN, file_digest
+from iskd.provenance.statement import MAX_BYTES, Statement, StatementError, parse_statement
+
+# What stands beside the artifacts: how jobs went, and who fetched what.
+BESIDE = ("logs", "benchmarks", "audit")
+LOCKS = ("hub.lock.json",)
+
+
+@dataclass
+class Found:
+    """One artifact as it lies there.
+
+    Attributes:
+        place: its folder below the study's.
+        statement: what its manifest says; None where there is none that can be read.
+        digest: sha256 of the manifest.
+        run: what its ``run.json`` says; None where there is none that can be read.
+        files: sizes of its files by their path below its folder, manifest and run.json left out.
+        wrong: what is wrong with the manifest; empty where nothing is.
+    """
+
+    place: str
+    statement: Statement | None = None
+    digest: str = ""
+    run: dict[str, Any] | None = None
+    files: dict[str, int] = field(default_factory=dict)
+    wrong: str = ""
+
+
+class StudyFolder:
+    """What lies in ``results/<study>``.
+
+    Attributes:
+        path: the folder.
+        name: the study's, as statements have it in their inputs' names.
+        artifacts: by place.
+        loose: files of no artifact, by their path below the folder.
+        links: what is neither file nor folder, or a file with a second name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.resolve().name
+        self.artifacts: dict[str, Found] = {}
+        self.loose: dict[str, int] = {}
+        self.links: list[str] = []
+        sizes = dict(self._walk(path, ""))
+        places = [name.rpartition("/")[0] for name in sizes if name.rpartition("/")[2] == MANIFEST]
+        for place in sorted(places):
+            self.artifacts[place] = self.read_one(path, place)
+        for name, size in sorted(sizes.items()):
+            owner = self._place_of(name)
+            if owner is None:
+                self.loose[name] = size
+            elif (own := name[len(owner) + 1 :]) not in (MANIFEST, RUN):
+                self.artifacts[owner].files[own] = size
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+            name = f"{prefix}{entry.name}"
+            if entry.is_symlink():
+                self.links.append(name)
+            elif entry.is_dir(follow_symlinks=False):
+                # Work in hand: drafts, and what a killed job needs to go on.
+                if not entry.name.startswith(".") and name not in BESIDE:
+                    yield from self._walk(Path(entry.path), f"{name}/")
+            else:
+                about = entry.stat(follow_symlinks=False)
+                if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+                    self.links.append(name)
+                if stat.S_ISREG(about.st_mode):
+                    yield name, about.st_size
+
+    def _place_of(self, name: str) -> str | None:
+        """Find the artifact that a file lies in: the innermost folder with a manifest."""
+        folder = name
+        while "/" in folder:
+            folder = folder.rpartition("/")[0]
+            if folder in self.artifacts:
+                return folder
+        return None
+
+    @staticmethod
+    def read_one(path: Path, place: str) -> Found:
+        """Read one artifact's statement and report, and not which files it has."""
+        found = Found(place)
+        manifest, run = path / place / MANIFEST, path / place / RUN
+        try:
+            if manifest.stat().st_size > MAX_BYTES:
+                raise StatementError("is longer than any statement")
+            found.digest = file_digest(manifest)
+            found.statement = parse_statement(manifest.read_bytes())
+        except (OSError, StatementError) as error:
+            found.wrong = str(error)
+        try:
+            told = json.loads(run.read_bytes()) if run.stat().st_size <= MAX_BYTES else None
+            found.run = told if isinstance(told, dict) else None
+        except (OSError, ValueError, RecursionError):
+            pass
+        return found
+
+    def below(self, name: str) -> str | None:
+        """Give an input's path below the folder; None where it lies elsewhere.
+
+        Args:
+            name: as a statement has it: ``results/<study>/...`` or the name of a local file, with
+                a number behind it where a job reads it under several names.
+        """
+        top = f"results/{self.name}/"
+        plain = re.sub(r" #\d+$", "", name)
+        return plain.removeprefix(top) if plain.startswith(top) else None

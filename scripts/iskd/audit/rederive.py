@@ -1,0 +1,217 @@
+"""Work out again what follows cheaply from what lies there, and compare.
+
+Numbers from per-item answers; figures, tables and texts from numbers, by the script that made them,
+as it stands in this checkout; sizes and replaced blocks from the weights' own header and config.
+"""
+
+import json
+import logging
+import os
+import runpy
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from iskd.audit.findings import Code, Finding
+from iskd.audit.folder import Found, StudyFolder
+from iskd.audit.planned import Planned
+from iskd.launch import SCRIPTS, Assignment
+from iskd.provenance.artifact import file_digest
+from iskd.provenance.statement import Statement
+from iskd.provenance.tensors import count_parameters
+
+# Rules whose scripts need no model and take about a second.
+FROM_ITEMS = ("collect_metrics", "collect_measurements")
+FROM_NUMBERS = ("figure_", "table_", "paper_", "collect_paper", "summarize", "model_card")
+EVALUATIONS = ("evaluate", "evaluate_heldout")
+WEIGHTS = "model.safetensors"
+
+
+def is_cheap(rule: str) -> bool:
+    """Tell whether a rule's artifacts are made again by a verification."""
+    return rule in FROM_ITEMS or rule.startswith(FROM_NUMBERS)
+
+
+def remade(
+    folder: StudyFolder, plan: Mapping[str, Planned], places: list[str]
+) -> Iterator[Finding]:
+    """Make cheap artifacts again in a scratch folder and compare the bytes.
+
+    Args:
+        folder: the study.
+        plan: what it consists of.
+        places: artifacts whose statements name this checkout's code.
+    """
+    for place in places:
+        found, planned = folder.artifacts[place], plan[place]
+        assert found.statement is not None  # noqa: S101 - chosen for what it says
+        with tempfile.TemporaryDirectory(prefix="iskd-again-") as scratch, _quiet():
+            try:
+                made = _run_script(folder, planned, found.statement, Path(scratch))
+            except (Exception, SystemExit) as error:
+                said = f"{planned.asked['rule']} fails on what lies here: {error}"
+                yield Finding(place, _code_of(planned), " ".join(said.split()))
+                continue
+            other = [
+                name
+                for name in found.statement.files
+                if made.get(name) != found.statement.files[name].sha256
+            ]
+        for name in other:
+            said = "made again from what lies here, it has other bytes"
+            yield Finding(f"{place}/{name}", _code_of(planned), said)
+
+
+def _code_of(planned: Planned) -> Code:
+    from_items = planned.asked["rule"] in FROM_ITEMS
+    return Code.METRIC_NOT_FROM_ITEMS if from_items else Code.NOT_FROM_METRICS
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what scripts log from mixing with the findings; stay off the network."""
+    before = logging.root.manager.disable
+    offline = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE",)}
+    logging.disable(logging.CRITICAL)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        for name, value in offline.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _run_script(
+    folder: StudyFolder, planned: Planned, statement: Statement, scratch: Path
+) -> dict[str, str]:
+    """Run a rule's script as one of several processes would, and give its files' digests."""
+    out = scratch / "out"
+    out.mkdir()
+
+    def here(name: str) -> str:
+        below = folder.below(name)
+        return name if below is None else str(folder.path / below)
+
+    inputs: dict[str, Any] = {
+        name: here(files) if isinstance(files, str) else [here(file) for file in files]
+        for name, files in planned.inputs.items()
+    }
+    params = statement.asked["parameters"] | {"code": statement.asked["code"]}
+    if statement.asked["seed"] is not None:
+        params["seed"] = statement.asked["seed"]
+    rule = planned.asked["rule"]
+    assignment = Assignment(
+        script=str(SCRIPTS / f"{rule}.py"),
+        rule=rule,
+        params=params,
+        wildcards=statement.asked["wildcards"],
+        inputs=inputs,
+        threads=1,
+        log=None,
+        asked=statement.asked,
+        out=str(out),
+        work=str(scratch / "work"),
+        started=0.0,
+        processes=1,
+        parallel="ddp",
+    )
+    runpy.run_path(assignment.script, init_globals={"snakemake": assignment})
+    files = (path for path in out.rglob("*") if path.is_file())
+    return {path.relative_to(out).as_posix(): file_digest(path) for path in files}
+
+
+def evaluations(folder: StudyFolder) -> Iterator[Finding]:
+    """Work out every evaluation's numbers from its answers to the items."""
+    for place, found in folder.artifacts.items():
+        if found.statement is None or found.statement.asked["rule"] not in EVALUATIONS:
+            continue
+        try:
+            yield from _evaluation(folder, place, found.statement)
+        except Exception as error:
+            said = f"its answers cannot be read: {type(error).__name__}: {error}"
+            yield Finding(place, Code.METRIC_NOT_FROM_ITEMS, " ".join(said.split()))
+
+
+def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterator[Finding]:
+    from iskd.evaluation.harness import metrics_of
+    from iskd.evaluation.losses import heldout_metrics
+    from iskd.evaluation.results import RESULT, SAMPLES, read_result, read_samples
+
+    samples = read_samples(folder.path / place / SAMPLES)
+    result = read_result(folder.path / place / RESULT)
+    if statement.asked["rule"] == "evaluate":
+        spec = statement.asked["parameters"]["spec"]
+        metrics = metrics_of(samples, spec["kind"], stock=spec["stock"])
+    else:
+        metrics = heldout_metrics(samples)
+    again = json.loads(json.dumps({name: vars(metric) for name, metric in metrics.items()}))
+    for name in sorted({*again, *result["metrics"]}):
+        old, new = result["metrics"].get(name), again.get(name)
+        if old != new:
+            values = [None if number is None else number["value"] for number in (old, new)]
+            said = f"{name} is said to be {values[0]}, the items give {values[1]}"
+            yield Finding(f"{place}/{RESULT}", Code.METRIC_NOT_FROM_ITEMS, said)
+    for name, value in statement.summary.items():
+        if name in again and again[name]["value"] != value:
+            said = f"the manifest says {name} is {value}, the items give {again[name]['value']}"
+            yield Finding(place, Code.METRIC_NOT_FROM_ITEMS, said)
+
+
+def models(folder: StudyFolder) -> Iterator[Finding]:
+    """Count parameters in the weights' header, and compare replaced blocks with the plan."""
+    for place, found in folder.artifacts.items():
+        if found.statement is None or WEIGHTS not in found.files:
+            continue
+        try:
+            yield from _parameters(folder, place, found.statement)
+            if found.statement.asked["rule"] == "substitute_block":
+                yield from _blocks(folder, place, found)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            said = f"the model cannot be read: {type(error).__name__}: {error}"
+            yield Finding(place, Code.WEIGHTS_NOT_AS_SAID, " ".join(said.split()))
+
+
+def _parameters(folder: StudyFolder, place: str, statement: Statement) -> Iterator[Finding]:
+    said = statement.summary.get("parameters")
+    counted = count_parameters(folder.path / place / WEIGHTS)
+    if said is not None and said != counted:
+        text = f"the weights have {counted} parameters, the manifest says {said}"
+        yield Finding(place, Code.WEIGHTS_NOT_AS_SAID, text)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _changed(config: Mapping[str, Any]) -> set[int]:
+    return {
+        block["index"] for kind in ("compact_blocks", "narrow_blocks") for block in config[kind]
+    }
+
+
+def _blocks(folder: StudyFolder, place: str, found: Found) -> Iterator[Finding]:
+    """Check that one more block is replaced than a step before, and that it is the planned one."""
+    assert found.statement is not None  # noqa: S101 - the caller has looked
+    top, wildcards = folder.path / place, found.statement.asked["wildcards"]
+    step = int(wildcards["step"])
+    now = _changed(_read_json(top / "config.json"))
+    replaced = _read_json(top / "substitution.json")["block"]
+    before: set[int] = set()
+    if step > 1:
+        before = _changed(_read_json(top.parent / f"step_{step - 1:02d}" / "config.json"))
+    if now != before | {replaced} or replaced in before:
+        text = f"blocks {sorted(now)} are replaced, after {sorted(before)} and {replaced}"
+        yield Finding(place, Code.BLOCKS_NOT_AS_PLANNED, text)
+    keys = (wildcards["teacher"], wildcards["arm"], f"seed_{wildcards['seed']}")
+    plan = folder.path.joinpath("plan_substitutions", *keys, "plan.json")
+    if plan.is_file():
+        planned = [entry.get("block") for entry in _read_json(plan)["steps"]]
+        if step > len(planned) or planned[step - 1] not in (None, replaced):
+            text = f"block {replaced} is replaced at step {step}, the plan has {planned}"
+            yield Finding(place, Code.BLOCKS_NOT_AS_PLANNED, text)

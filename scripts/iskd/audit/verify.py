@@ -1,0 +1,176 @@
+"""Verify a study: are these its bytes, made from one another, by this code, config and seed?"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from iskd.audit import checks, rederive
+from iskd.audit.findings import Code, Finding
+from iskd.audit.folder import StudyFolder
+from iskd.audit.hashing import Memory, digest_files
+from iskd.audit.planned import Planned, Planning
+from iskd.errors import UserError
+from iskd.provenance.artifact import file_digest
+from iskd.provenance.environment import LOCK
+from iskd.provenance.statement import canonical_json
+
+# The artifact whose statement records the study's config, and the one that all numbers follow from.
+PAPER = "paper"
+METRICS = "collect_metrics"
+
+At = Literal["recorded", "checkout"]
+
+
+@dataclass
+class Verdict:
+    """What a verification came to.
+
+    Attributes:
+        study: the study's name.
+        at: whether its history was checked, or also that this checkout would make it so.
+        artifacts: how many were looked at.
+        size: of the files whose bytes were read or trusted, in bytes.
+        root: digest of the statement of metrics.csv, which names all before it by digest.
+        findings: what is not as it should be, sorted by place.
+        notes: what could not be checked, and why; no findings.
+    """
+
+    study: str
+    at: At
+    artifacts: int = 0
+    size: int = 0
+    root: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where all is well, 1 where something was found."""
+        return 1 if self.findings else 0
+
+    def as_json(self) -> str:
+        """Give the verdict for machines."""
+        findings = [{"code": f.code, "place": f.place, "what": f.what} for f in self.findings]
+        told = vars(self) | {"findings": findings, "verdict": "FAIL" if findings else "PASS"}
+        return canonical_json(told)
+
+    def as_text(self) -> str:
+        """Give the verdict for people."""
+        lines = [str(finding) for finding in self.findings]
+        lines += [f"not checked: {note}" for note in self.notes]
+        counts = Counter(finding.code for finding in self.findings)
+        lines += [f"  {code}: {code.explanation} ({n})" for code, n in sorted(counts.items())]
+        lines.append(
+            f"{self.study}: {self.artifacts} artifacts, {self.size / 1e6:,.1f} MB, root {self.root}"
+        )
+        number = len(self.findings)
+        verdict = f"{number} finding{'s' * (number > 1)}" if number else "all is well"
+        lines.append(f"{'FAIL' if self.findings else 'PASS'} (--at {self.at}): {verdict}")
+        return "\n".join(lines) + "\n"
+
+
+def recorded_config(path: Path) -> str:
+    """Read the config that a study was made with, from the statement of its paper folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = StudyFolder.read_one(path, PAPER)
+    config = None if found.statement is None else found.statement.asked["parameters"].get("config")
+    if not isinstance(config, str):
+        raise UserError(
+            f"{path}: {PAPER}/manifest.json does not tell the study's config; "
+            f"give it with --configfile"
+        )
+    return config
+
+
+def verify(
+    path: Path,
+    *,
+    at: At = "recorded",
+    config: Path | None = None,
+    root: str | None = None,
+    memory: Path | None = None,
+    derive: bool = True,
+) -> Verdict:
+    """Verify a study's folder of results. Nothing is written but the memory, if one is named.
+
+    Args:
+        path: ``results/<study>``.
+        at: ``recorded``: the history is consistent; ``checkout``: this checkout's code, packages
+            and config would still make it.
+        config: the study's config file; left out, the config that was recorded.
+        root: the root digest that the study shall have.
+        memory: a file with digests of an earlier call, trusted where size, time of change and
+            inode of a file are as they were then.
+        derive: make figures, tables and texts again and compare the bytes, which takes seconds.
+
+    Raises:
+        UserError: the study cannot be verified: there is none, or its config cannot be planned.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; name one as results/<study>")
+    planning = Planning(config or recorded_config(path))
+    folder = StudyFolder(path)
+    remembered = None if memory is None else Memory(memory)
+    # Planned meanwhile, by another process.
+    wanted = [f for f in checks.to_digest(folder) if f.is_file()]
+    digests = digest_files(wanted, remembered)
+    plan = planning.finish()
+    verdict = Verdict(folder.name, at, artifacts=len(folder.artifacts))
+    verdict.size = sum(file.stat().st_size for file in wanted)
+    metrics = folder.artifacts.get(METRICS)
+    verdict.root = metrics.digest if metrics is not None else ""
+    if remembered is not None and remembered.trusted:
+        verdict.notes.append(
+            f"the bytes of {remembered.trusted} of {len(wanted)} files: trusted, since their size, "
+            f"time of change and inode are those of the last call"
+        )
+    found = set(_findings(folder, plan, digests, verdict))
+    if derive:
+        found.update(rederive.remade(folder, plan, _to_remake(folder, plan, verdict)))
+    else:
+        verdict.notes.append("whether figures, tables and texts follow from the numbers: not asked")
+    if root is not None and root != verdict.root:
+        found.add(Finding(METRICS, Code.ROOT, f"{verdict.root} where {root} was expected"))
+    verdict.findings = sorted(found)
+    return verdict
+
+
+def _findings(
+    folder: StudyFolder, plan: Mapping[str, Planned], digests: Mapping[Path, str], verdict: Verdict
+) -> Iterator[Finding]:
+    yield from checks.presence(folder, plan)
+    yield from checks.statements(folder, plan)
+    yield from checks.contents(folder, plan, digests)
+    yield from checks.chain(folder)
+    yield from checks.raw_chain(folder, lambda file: digests.get(file) or file_digest(file))
+    yield from checks.inputs(folder, plan)
+    lock = file_digest(LOCK)
+    yield from checks.currency(folder, plan, lock, code=verdict.at == "checkout")
+    yield from checks.mixtures(folder)
+    yield from rederive.evaluations(folder)
+    yield from rederive.models(folder)
+
+
+def _to_remake(folder: StudyFolder, plan: Mapping[str, Planned], verdict: Verdict) -> list[str]:
+    """List the artifacts that this checkout's code can make again, and note the others."""
+    lock = file_digest(LOCK)
+    chosen: list[str] = []
+    other: list[str] = []
+    for place, planned in plan.items():
+        found = folder.artifacts.get(place)
+        if found is None or found.statement is None or not rederive.is_cheap(planned.asked["rule"]):
+            continue
+        asked = found.statement.asked
+        same = asked["code"] == planned.asked["code"] and asked["lock"] == lock
+        (chosen if same and asked["rule"] == planned.asked["rule"] else other).append(place)
+    if other:
+        verdict.notes.append(
+            f"whether {len(other)} figures, tables and texts follow from the numbers: they were "
+            f"made by other code or packages than this checkout's ({other[0]} ...)"
+        )
+    return chosen

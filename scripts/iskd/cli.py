@@ -1,0 +1,161 @@
+"""The command ``iskd``: what an auditor asks of a folder of results."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from iskd.errors import UserError
+
+CANNOT = 2
+"""Exit code where a question could not be answered."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; give its exit code: 0 all is well, 1 findings, 2 could not tell."""
+    asked = _parser().parse_args(arguments)
+    try:
+        code: int = asked.run(asked)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return CANNOT
+    except BrokenPipeError:
+        return CANNOT
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="iskd", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    verify = commands.add_parser(
+        "verify",
+        help="are these the study's bytes, made from one another, by this code and config?",
+        description="Verify a study. Exit code 0: all is well; 1: findings; 2: could not verify.",
+    )
+    verify.add_argument("study", type=Path, help="its folder, results/<study>")
+    verify.add_argument(
+        "--at",
+        choices=("recorded", "checkout"),
+        default="recorded",
+        help="recorded: its history is consistent; checkout: this code would still make it so",
+    )
+    verify.add_argument(
+        "--configfile", type=Path, help="its config; left out, the one it was made with"
+    )
+    verify.add_argument("--root", help="the root digest that it shall have")
+    verify.add_argument(
+        "--trust",
+        type=Path,
+        metavar="FILE",
+        help="take over digests that an earlier call wrote there, of files whose size, time of "
+        "change and inode are the same",
+    )
+    verify.add_argument(
+        "--fast", action="store_true", help="leave out making figures, tables and texts again"
+    )
+    verify.add_argument("--json", action="store_true", help="print the verdict for machines")
+    verify.set_defaults(run=_verify)
+    trace = commands.add_parser(
+        "trace",
+        help="where does this figure, number or checkpoint come from?",
+        description="Show what a file was made from, down to the data. A figure from anywhere is "
+        "known by the digest in its metadata. Exit code 2: no statement is about it.",
+    )
+    trace.add_argument("file", type=Path, help="a file or folder of a study, or a figure")
+    trace.add_argument("--study", type=Path, help="results/<study>, if the file lies elsewhere")
+    trace.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    trace.set_defaults(run=_trace)
+    again = commands.add_parser(
+        "reproduce",
+        help="make an artifact again from its recorded inputs: is it the same?",
+        description="Make artifacts again in a clean folder, by the code that made them, without a "
+        "network. Exit code 0: the same, or within the tolerance; 1: different, or it failed; 2: "
+        "refused.",
+    )
+    again.add_argument("file", type=Path, help="an artifact's folder or file, or results/<study>")
+    again.add_argument(
+        "--tolerance", type=float, default=0.0, help="largest relative distance that passes"
+    )
+    again.add_argument("--configfile", type=Path, help="the study's config, if none is recorded")
+    again.add_argument("--sample", type=int, metavar="N", help="N artifacts of a study, drawn")
+    again.add_argument("--seed", type=int, default=0, help="of the draw")
+    again.add_argument("--json", action="store_true", help="print the verdicts for machines")
+    again.set_defaults(run=_reproduce)
+    diff = commands.add_parser(
+        "diff",
+        help="what differs between two runs of a study?",
+        description="Compare two studies: config, code, environment, data, models, numbers. Exit "
+        "code 0: no difference; 1: some.",
+    )
+    diff.add_argument("one", type=Path, help="results/<study>")
+    diff.add_argument("other", type=Path, help="another one")
+    diff.add_argument("--json", action="store_true", help="print all of it for machines")
+    diff.set_defaults(run=_diff)
+    return parser
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    from iskd.audit.verify import verify
+
+    verdict = verify(
+        asked.study,
+        at=asked.at,
+        config=asked.configfile,
+        root=asked.root,
+        memory=asked.trust,
+        derive=not asked.fast,
+    )
+    sys.stdout.write(verdict.as_json() if asked.json else verdict.as_text())
+    return verdict.exit_code
+
+
+def _trace(asked: argparse.Namespace) -> int:
+    from iskd.audit.trace import as_page, as_text, study_of, trace
+
+    study = asked.study or study_of(asked.file)
+    if study is None:
+        raise UserError(f"{asked.file}: it lies in no study; name one with --study results/<study>")
+    origin = trace(study, asked.file)
+    if asked.html is None:
+        sys.stdout.write(as_text(origin))
+    else:
+        asked.html.write_text(as_page(origin), encoding="utf-8")
+    return 0
+
+
+def _reproduce(asked: argparse.Namespace) -> int:
+    from iskd.audit.reproduce import Reproduced, choose, reproduce
+    from iskd.audit.trace import study_of
+    from iskd.provenance.statement import canonical_json
+
+    study = study_of(asked.file)
+    if study is None:
+        raise UserError(f"{asked.file}: it lies in no study, results/<study>")
+    if asked.sample is not None:
+        places = choose(study, asked.sample, asked.seed)
+    else:
+        name = asked.file if asked.file.is_dir() else asked.file.parent
+        places = [name.resolve().relative_to(study).as_posix()]
+    code = 0
+    for place in places:
+        done = reproduce(study, place, tolerance=asked.tolerance, config=asked.configfile)
+        sys.stdout.write(canonical_json(done.as_dict()) if asked.json else done.as_text())
+        sys.stdout.flush()
+        if done.verdict in (Reproduced.DIFFERENT, Reproduced.FAILED):
+            code = 1
+        elif done.verdict == Reproduced.REFUSED and code == 0:
+            code = CANNOT
+    return code
+
+
+def _diff(asked: argparse.Namespace) -> int:
+    from iskd.audit.diff import as_json, compare_studies
+    from iskd.provenance.statement import canonical_json
+
+    found = compare_studies(asked.one, asked.other)
+    sys.stdout.write(canonical_json(as_json(found)) if asked.json else found.as_text())
+    return found.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Artifacts made again in a clean folder: the same to the bit, and what hides is found."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from iskd.audit.reproduce import choose
+from iskd.cli import main
+
+from .conftest import Clone, make_clone
+
+pytestmark = pytest.mark.slow
+
+RESULTS = "results/tiny"
+WORLD = "make_toyworld"
+
+
+# Models and evaluations: tests/integration/test_embedded_study.py.
+@pytest.mark.parametrize("place", [WORLD, "figure_pareto/toy"])
+def test_each_kind_of_artifact_is_the_same_to_the_bit(
+    place: str, finished: Clone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", str(finished.folder / RESULTS / place)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"BITWISE {place}"
+
+
+def test_what_cannot_be_the_same_or_made_here_is_refused(
+    finished: Clone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / RESULTS
+    shutil.copytree(finished.folder / RESULTS, study)
+    assert main(["reproduce", str(study / "measure_efficiency/toy/l1/seed_3/step_02")]) == 2
+    weights = study / "pretrain_teacher/toy/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    assert main(["reproduce", str(study / "prune_l1/toy/l1/seed_3/step_02")]) == 2
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("REFUSED measure_efficiency/")
+    assert "measures times" in said[0]
+    assert "model.safetensors of its input" in said[1]
+    assert "is not here as it was" in said[1]
+
+
+# What may hide in a script, and how that ends.
+HIDDEN = {
+    "an undeclared input": (
+        '(job.out / "train.jsonl").write_text(open("hidden.txt").read())',
+        "FAILED",
+    ),
+    "a variable of the environment": (
+        'import os; (job.out / "train.jsonl").write_text(os.environ.get("HIDDEN", "none"))',
+        "DIFFERENT",
+    ),
+    "an unseeded draw": (
+        'import secrets; (job.out / "train.jsonl").write_text(secrets.token_hex())',
+        "DIFFERENT",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HIDDEN)
+def test_29_30_31_what_hides_in_a_script_is_found(what: str, tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    line, verdict = HIDDEN[what]
+    script = clone.folder / "scripts/make_toyworld.py"
+    script.write_text(script.read_text(encoding="utf-8") + f"    {line}\n", encoding="utf-8")
+    (clone.folder / "hidden.txt").write_text("only here")
+    asked = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
+    done = clone.snakemake(f"{RESULTS}/{WORLD}/manifest.json", *asked, HIDDEN="there")
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = clone.iskd("reproduce", f"{RESULTS}/{WORLD}", "--configfile", asked[1], "--json")
+    assert again.returncode == 1, again.stdout + again.stderr
+    assert json.loads(again.stdout)["verdict"] == verdict
+
+
+def test_a_spot_check_draws_from_all_rules(finished: Clone) -> None:
+    study = finished.folder / RESULTS
+    drawn = choose(study, 12, seed=1)
+    assert drawn == choose(study, 12, seed=1)
+    assert drawn != choose(study, 12, seed=2)
+    assert len({place.split("/")[0] for place in drawn}) == 12
+    assert len(choose(study, 1000, seed=1)) > 50
