@@ -1,6 +1,7 @@
 """Every number of the tables and macros again, from what tests/recompute.py makes of the items."""
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -265,6 +266,10 @@ def check_macros(paper: Paper, rule: str) -> int:
         rows = list(csv.DictReader(stream))
     tex = (folder / "numbers.tex").read_text(encoding="utf-8")
     written = dict(re.findall(r"^\\newcommand\{(\\[A-Za-z]+)\}\{(.*)\} % ", tex, re.MULTILINE))
+    if rule == "paper_numbers":
+        manifest = paper.folder / "collect_metrics/manifest.json"
+        root = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        assert written.pop("\\iskdStudyRoot") == root
     assert len(written) == len(rows)
     factors = {"%": 100, "points": 100, "MB": 1e-6, "kJ": 1e-3}
     for row in rows:

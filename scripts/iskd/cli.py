@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Show what a file was made from, down to the data. A figure from anywhere is "
         "known by the digest in its metadata. Exit code 2: no statement is about it.",
     )
-    trace.add_argument("file", type=Path, help="a file or folder of a study, or a figure")
+    trace.add_argument(
+        "file", help="a file or folder of a study, a figure, or a number's LaTeX macro (\\iskd...)"
+    )
     trace.add_argument("--study", type=Path, help="results/<study>, if the file lies elsewhere")
     trace.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
     trace.set_defaults(run=_trace)
@@ -110,12 +112,13 @@ def _verify(asked: argparse.Namespace) -> int:
 
 
 def _trace(asked: argparse.Namespace) -> int:
-    from iskd.audit.trace import as_page, as_text, study_of, trace
+    from iskd.audit.trace import as_page, as_text, study_of, trace, trace_number
 
-    study = asked.study or study_of(asked.file)
+    is_number = asked.file.startswith("\\")
+    study = asked.study or (None if is_number else study_of(Path(asked.file)))
     if study is None:
         raise UserError(f"{asked.file}: it lies in no study; name one with --study results/<study>")
-    origin = trace(study, asked.file)
+    origin = trace_number(study, asked.file) if is_number else trace(study, Path(asked.file))
     if asked.html is None:
         sys.stdout.write(as_text(origin))
     else:
@@ -139,7 +142,7 @@ def _reproduce(asked: argparse.Namespace) -> int:
     code = 0
     for place in places:
         done = reproduce(study, place, tolerance=asked.tolerance, config=asked.configfile)
-        sys.stdout.write(canonical_json(done.as_dict()) if asked.json else done.as_text())
+        sys.stdout.write(canonical_json(done.as_statement()) if asked.json else done.as_text())
         sys.stdout.flush()
         if done.verdict in (Reproduced.DIFFERENT, Reproduced.FAILED):
             code = 1

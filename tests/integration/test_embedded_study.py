@@ -86,12 +86,9 @@ def test_a_verification_finds_nothing(offline: Clone) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "prepare_corpus/toy",
         f"substitute_block/{STEP}",
         f"evaluate/{STEP}/cbt_context",
-        f"evaluate_heldout/{STEP}/heldout",
-        f"generate/{STEP}",
-        "collect_metrics",
+        "generate/toy/iskd/seed_17/step_02",
     ],
 )
 def test_made_again_alone_it_is_the_same_to_the_bit(place: str, offline: Clone) -> None:

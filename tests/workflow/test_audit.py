@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from iskd.audit.findings import Code
@@ -22,7 +23,7 @@ from iskd.audit.verify import Verdict, verify
 from iskd.cli import main
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, produced, read_manifest
-from iskd.provenance.statement import Statement, canonical_json, write_statement
+from iskd.provenance.statement import Produced, Statement, canonical_json, write_statement
 
 from .conftest import ROOT, Clone, make_clone
 
@@ -124,7 +125,8 @@ def swap(one: Path, other: Path) -> None:
 
 
 def test_a_finished_study_is_in_order(finished: Clone) -> None:
-    verdict = verify(finished.folder / RESULTS, at="checkout")
+    config = ROOT / "tests/config/tiny.yaml"
+    verdict = verify(finished.folder / RESULTS, at="checkout", config=config)
     assert verdict.findings == []
     assert verdict.notes == []
     assert verdict.artifacts > 50
@@ -454,6 +456,110 @@ def test_another_block_is_replaced_than_planned(results: Results) -> None:
     assert (FIRST, Code.BLOCKS_NOT_AS_PLANNED) in results.codes()
 
 
+# --- faults that the design was not made for ------------------------------------------------------
+
+
+def report_of_another_run(results: Results) -> str:
+    shutil.copy(results / f"{FIRST}/{RUN}", results / f"{SECOND}/{RUN}")
+    return SECOND
+
+
+def statement_about_no_file(results: Results) -> str:
+    results.rewrite(FIGURE, files={})
+    return FIGURE
+
+
+def artifact_inside_another(results: Results) -> str:
+    shutil.copytree(results / FIRST, results / f"{SECOND}/more")
+    return f"{SECOND}/more"
+
+
+def answers_that_cannot_be_read(results: Results) -> str:
+    path = results / f"{ANSWERS}/samples.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    results.rewrite(ANSWERS)
+    return ANSWERS
+
+
+def card_that_promises_more(results: Results) -> str:
+    path = results / f"{SECOND}/README.md"
+    path.write_text(path.read_text(encoding="utf-8") + "The best model of all.\n", encoding="utf-8")
+    return SECOND
+
+
+def weights_of_fewer_numbers(results: Results) -> str:
+    path = results / f"{SECOND}/model.safetensors"
+    tensors = load_file(path)
+    tensors.popitem()
+    save_file(tensors, path, {"format": "pt"})
+    results.rewrite(SECOND)
+    return SECOND
+
+
+def seed_of_another_type(results: Results) -> str:
+    results.rewrite(SECOND, asked={"seed": 3.0})
+    return SECOND
+
+
+def arm_that_is_hushed_up(results: Results) -> str:
+    for path in results.folder.rglob("l1"):
+        shutil.rmtree(path, ignore_errors=True)
+    parameters = dict(read_manifest(results / "paper").asked["parameters"])
+    config = yaml.safe_load(parameters["config"])
+    del config["arms"]["l1"]
+    parameters["config"] = yaml.safe_dump(config, sort_keys=False)
+    results.rewrite("paper", asked={"parameters": parameters})
+    return "collect_metrics"
+
+
+def pipe_in_place_of_a_file(results: Results) -> str:
+    os.mkfifo(results / f"{SECOND}/more.bin")
+    return SECOND
+
+
+def size_that_is_not_the_files(results: Results) -> str:
+    files = dict(read_manifest(results / SECOND).files)
+    old = files["model.safetensors"]
+    files["model.safetensors"] = Produced(old.sha256, old.size + 1, old.tensors)
+    results.rewrite(SECOND, files=files)
+    return SECOND
+
+
+def name_that_looks_the_same(results: Results) -> str:
+    # A Cyrillic letter in it.
+    path = results / f"{SECOND}/config.json"
+    path.rename(path.with_name("c\u043enfig.json"))
+    return SECOND
+
+
+@pytest.mark.parametrize(
+    ("harm", "code"),
+    [
+        (report_of_another_run, Code.WRONG_RUN),
+        (statement_about_no_file, Code.EXTRA_FILE),
+        (artifact_inside_another, Code.ORPHAN),
+        (answers_that_cannot_be_read, Code.METRIC_NOT_FROM_ITEMS),
+        (card_that_promises_more, Code.CONTENT_CHANGED),
+        (weights_of_fewer_numbers, Code.WEIGHTS_NOT_AS_SAID),
+        (seed_of_another_type, Code.STALE_CONFIG),
+        (arm_that_is_hushed_up, Code.STALE_CONFIG),
+        (pipe_in_place_of_a_file, Code.LINK),
+        (size_that_is_not_the_files, Code.CONTENT_CHANGED),
+        (name_that_looks_the_same, Code.MISSING_FILE),
+    ],
+)
+def test_more_faults(harm: Callable[[Results], str], code: Code, results: Results) -> None:
+    place = harm(results)
+    assert (place, code) in results.codes()
+
+
+def test_a_table_of_the_paper_edited_with_its_statement(results: Results) -> None:
+    path = results / "paper/table_main.md"
+    path.write_text(path.read_text(encoding="utf-8").replace("1", "2"), encoding="utf-8")
+    results.rewrite("paper")
+    assert ("paper", Code.NOT_FROM_METRICS) in results.codes(derive=True)
+
+
 # --- trust ----------------------------------------------------------------------------------------
 
 
@@ -502,6 +608,19 @@ def test_the_command_says_what_it_found_and_exits_so(
     shutil.rmtree(results / "paper")
     assert main(["verify", str(results.folder)]) == 2
     assert "give it with --configfile" in capsys.readouterr().err
+
+
+def test_snakemake_audit_fails_where_something_is_found(finished: Clone, tmp_path: Path) -> None:
+    clone = finished.copy(tmp_path / "clone")
+    asked = ("audit", "--configfile", "tests/config/tiny.yaml", "-c", "2")
+    done = clone.snakemake(*asked)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "PASS (--at checkout): all is well" in done.stdout + done.stderr
+    flip(clone.folder / RESULTS / f"{SECOND}/model.safetensors")
+    done = clone.snakemake(*asked)
+    assert done.returncode == 1
+    log = (clone.folder / RESULTS / "logs/audit.log").read_text(encoding="utf-8")
+    assert "CONTENT_CHANGED" in log
 
 
 def test_what_an_earlier_call_read_is_trusted_and_said(results: Results, tmp_path: Path) -> None:
@@ -556,6 +675,25 @@ def test_a_lone_figure_is_known_by_its_metadata(
     page = tmp_path / "trace.html"
     assert main(["trace", str(lone), "--study", str(results.folder), "--html", str(page)]) == 0
     assert "make_toyworld" in page.read_text(encoding="utf-8")
+
+
+def test_a_number_is_traced_to_the_evaluations_it_is_the_mean_of(
+    results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = ["--study", str(results.folder)]
+    assert main(["trace", "\\iskdToyIskdCbtContextAcc", *study]) == 0
+    out = capsys.readouterr().out
+    assert f"+- {ANSWERS}\n" in out
+    assert "evaluate/toy/iskd/seed_3/step_01" not in out
+    assert main(["trace", "\\iskdNone", *study]) == 2
+    assert "no number is called" in capsys.readouterr().err
+
+
+def test_a_copy_under_another_name_is_still_the_study(results: Results) -> None:
+    moved = results.folder.rename(results.folder.with_name("theirs"))
+    verdict = verify(moved, derive=False)
+    assert (verdict.study, verdict.findings) == ("tiny", [])
+    assert main(["trace", str(moved / f"{FIGURE}/tradeoff.png")]) == 0
 
 
 def test_what_no_statement_is_about_is_one_line(

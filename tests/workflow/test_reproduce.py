@@ -71,7 +71,7 @@ def test_29_30_31_what_hides_in_a_script_is_found(what: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-2000:]
     again = clone.iskd("reproduce", f"{RESULTS}/{WORLD}", "--configfile", asked[1], "--json")
     assert again.returncode == 1, again.stdout + again.stderr
-    assert json.loads(again.stdout)["verdict"] == verdict
+    assert json.loads(again.stdout)["predicate"]["verdict"] == verdict
 
 
 def test_a_spot_check_draws_from_all_rules(finished: Clone) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from iskd.audit.verify import verify
 from iskd.provenance.artifact import read_manifest
 
 from .conftest import TINY, Clone, check_same_results, without_network
@@ -87,6 +88,10 @@ def test_another_folder_and_kills_give_the_same_bytes(finished: Clone, second: C
     """Every file is the undisturbed study's, whatever moment the kills hit: all but logs."""
     assert set(finished.files("results/tiny")) == set(second.files("results/tiny"))
     check_same_results(finished, second, "tiny")
+
+
+def test_a_study_that_was_killed_and_resumed_verifies(second: Clone) -> None:
+    assert verify(second.folder / "results/tiny", derive=False).findings == []
 
 
 def count_resumed(clone: Clone) -> int:

@@ -11,6 +11,7 @@ from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import LOCKS, Found, StudyFolder
 from iskd.audit.planned import Planned
 from iskd.provenance.artifact import MANIFEST, RUN, input_names
+from iskd.provenance.statement import Produced
 from iskd.provenance.tensors import TensorsError, tensors_digest
 
 # Clocks of two nodes may differ by as much.
@@ -77,18 +78,13 @@ def contents(
     """Compare the bytes of every file with what its manifest says, and copies with originals."""
     copies = {name: planned.place for planned in plan.values() for name in planned.copies}
     for place, found in folder.artifacts.items():
-        if found.statement is None:
-            continue
-        for name, said in found.statement.files.items():
-            path = folder.path / place / name
-            if name not in found.files:
-                if f"{place}/{name}" not in folder.links:
-                    yield Finding(f"{place}/{name}", Code.MISSING_FILE, "the manifest names it")
-            elif digests[path] != said.sha256:
-                yield _changed(f"{place}/{name}", path, said.tensors)
-        for name in found.files:
-            if name not in found.statement.files and f"{place}/{name}" not in copies:
-                yield Finding(f"{place}/{name}", Code.EXTRA_FILE, "the manifest does not name it")
+        if found.statement is not None:
+            for name, said in found.statement.files.items():
+                yield from _file(folder, f"{place}/{name}", said, digests)
+            for name in found.files:
+                if name not in found.statement.files and f"{place}/{name}" not in copies:
+                    what = "the manifest does not name it"
+                    yield Finding(f"{place}/{name}", Code.EXTRA_FILE, what)
     for name, place in copies.items():
         origin = folder.artifacts.get(place)
         if origin is None or origin.statement is None:
@@ -99,6 +95,18 @@ def contents(
             yield Finding(name, Code.MISSING_FILE, f"{place} has a copy there")
         elif original is not None and digests[path] != original.sha256:
             yield Finding(name, Code.CONTENT_CHANGED, f"it is no copy of the one in {place}")
+
+
+def _file(folder: StudyFolder, name: str, said: Produced, digests: Digests) -> Iterator[Finding]:
+    path = folder.path / name
+    if path not in digests:
+        if name not in folder.links:
+            yield Finding(name, Code.MISSING_FILE, "the manifest names it")
+    elif digests[path] != said.sha256:
+        yield _changed(name, path, said.tensors)
+    elif path.stat().st_size != said.size:
+        what = f"it has {path.stat().st_size} bytes, the manifest says {said.size}"
+        yield Finding(name, Code.CONTENT_CHANGED, what)
 
 
 def _changed(name: str, path: Path, tensors: str | None) -> Finding:

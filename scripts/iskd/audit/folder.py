@@ -15,6 +15,8 @@ from iskd.provenance.statement import MAX_BYTES, Statement, StatementError, pars
 # What stands beside the artifacts: how jobs went, and who fetched what.
 BESIDE = ("logs", "benchmarks", "audit")
 LOCKS = ("hub.lock.json",)
+METRICS = "collect_metrics"
+"""The artifact that all numbers follow from; its statement's digest is the study's root."""
 
 
 @dataclass
@@ -43,14 +45,14 @@ class StudyFolder:
 
     Attributes:
         path: the folder.
-        name: the study's, as statements have it in their inputs' names.
+        name: the study's, as statements have it in their inputs' names; not always the folder's.
         artifacts: by place.
         loose: files of no artifact, by their path below the folder.
         links: what is neither file nor folder, or a file with a second name.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.resolve().name
+        self.path = path
         self.artifacts: dict[str, Found] = {}
         self.loose: dict[str, int] = {}
         self.links: list[str] = []
@@ -64,6 +66,17 @@ class StudyFolder:
                 self.loose[name] = size
             elif (own := name[len(owner) + 1 :]) not in (MANIFEST, RUN):
                 self.artifacts[owner].files[own] = size
+
+        self.name = self._told_name() or path.resolve().name
+
+    def _told_name(self) -> str | None:
+        """Give the name by which the study's own numbers know it."""
+        found = self.artifacts.get(METRICS)
+        try:
+            told = found.statement.asked["parameters"]["spec"]["study"]  # type: ignore[union-attr]
+        except (AttributeError, KeyError, TypeError):
+            return None
+        return told if isinstance(told, str) else None
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in sorted(os.scandir(folder), key=lambda e: e.name):

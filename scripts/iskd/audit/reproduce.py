@@ -24,9 +24,9 @@ from iskd.audit.folder import Found, StudyFolder
 from iskd.audit.verify import recorded_config
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
-from iskd.provenance.environment import CHECKOUT, LOCK, tree_digest, versions
+from iskd.provenance.environment import CHECKOUT, LOCK, environment, tree_digest, versions
 from iskd.provenance.fingerprint import code_fingerprint
-from iskd.provenance.statement import LOCK_FILE, Statement, canonical_json
+from iskd.provenance.statement import LOCK_FILE, STATEMENT_TYPE, Statement, canonical_json
 
 CODE = ("scripts", "workflow", "envs")
 _NO_CODE = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -54,6 +54,7 @@ class Reproduction:
 
     Attributes:
         place: the artifact's folder below the study's.
+        statement: sha256 of its manifest.
         verdict: how it compares.
         why: why it was refused or failed.
         tolerance: largest relative distance that passes, stated before the run.
@@ -62,6 +63,7 @@ class Reproduction:
     """
 
     place: str
+    statement: str
     verdict: Reproduced
     tolerance: float
     why: str = ""
@@ -75,9 +77,18 @@ class Reproduction:
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines) + "\n"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Give the verdict for machines."""
-        return {**vars(self), "distances": [d.as_dict() for d in self.distances]}
+    def as_statement(self) -> dict[str, Any]:
+        """Give the verdict for machines: a statement about the artifact's statement.
+
+        It is evidence for whoever trusts its author: made again on this machine, with that result.
+        """
+        told = {**vars(self), "distances": [d.as_dict() for d in self.distances]}
+        return {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": f"{self.place}/{MANIFEST}", "digest": {"sha256": self.statement}}],
+            "predicateType": "urn:iskd:reproduction:v1",
+            "predicate": told | {"made_in": environment()},
+        }
 
 
 def reproduce(
@@ -99,7 +110,7 @@ def reproduce(
     found = folder.artifacts.get(place)
     if found is None or found.statement is None:
         raise UserError(f"{study / place}: no artifact with a statement lies there")
-    done = Reproduction(place, Reproduced.REFUSED, tolerance)
+    done = Reproduction(place, found.digest, Reproduced.REFUSED, tolerance)
     rule = found.statement.asked["rule"]
     if rule.startswith(_DOWNLOADS):
         done.why = f"{rule} fetches from a network; what it fetched is pinned by commit and digest"

@@ -1,13 +1,15 @@
 """Where a file comes from: its statement, those of its inputs, and so on down to the data."""
 
+import csv
 import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from iskd.audit.folder import Found, StudyFolder
+from iskd.audit.folder import METRICS, Found, StudyFolder
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, text_digest
 from iskd.provenance.statement import canonical_json
@@ -53,10 +55,48 @@ def trace(study: Path, file: Path) -> Origin:
     return origin
 
 
+def trace_number(study: Path, macro: str) -> Origin:
+    """Find out where a printed number comes from: the evaluations that it is the mean of.
+
+    Args:
+        study: the study's folder of results.
+        macro: its LaTeX macro, with or without the backslash.
+
+    Raises:
+        UserError: the study prints no such number.
+    """
+    folder = StudyFolder(study)
+    for rule in ("paper_numbers", "paper_measured_numbers"):
+        path = study / rule / "numbers.csv"
+        if not path.is_file():
+            continue
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                if row["macro"].lstrip("\\") == macro.lstrip("\\"):
+                    return _number_origin(folder, rule, row)
+    raise UserError(f"{study}: no number is called {macro}; numbers.csv lists them")
+
+
+def _number_origin(folder: StudyFolder, rule: str, row: dict[str, str]) -> Origin:
+    about = f"{row['teacher']}, {row['arm']}, step {row['step']}, {row['task']}"
+    said = [f"{row['text']} {row['unit']} ({row['meaning']}; {about}); unrounded {row['value']}"]
+    origin, seen = Origin(row["macro"], said), set[str]()
+    model = f"{row['teacher']}/{row['arm']}"
+    if row["arm"] != "teacher":
+        model += f"/seed_*/step_{int(row['step']):02d}"
+    patterns = (f"evaluate/{model}/{row['task']}", f"evaluate_heldout/{model}/{row['task']}")
+    places = [p for p in folder.artifacts if any(fnmatchcase(p, pattern) for pattern in patterns)]
+    # What stands for no single evaluation comes from the table of all of them.
+    for place in places or [rule]:
+        origin.sources.append(_origin(folder, place, seen))
+    return origin
+
+
 def study_of(file: Path) -> Path | None:
-    """Find the study's folder that a file lies in: ``.../results/<study>``."""
-    parents = [file.resolve(), *file.resolve().parents]
-    return next((p for p in parents if p.parent.name == "results" and p.is_dir()), None)
+    """Find the study's folder that a file lies in: where its numbers lie, or in ``results``."""
+    parents = [p for p in (file.resolve(), *file.resolve().parents) if p.is_dir()]
+    known = (p for p in parents if (p / METRICS / MANIFEST).is_file())
+    return next(known, next((p for p in parents if p.parent.name == "results"), None))
 
 
 def _place_of(folder: StudyFolder, file: Path) -> tuple[str, str]:

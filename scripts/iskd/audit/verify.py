@@ -6,19 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from iskd.audit import checks, rederive
 from iskd.audit.findings import Code, Finding
-from iskd.audit.folder import StudyFolder
+from iskd.audit.folder import METRICS, StudyFolder
 from iskd.audit.hashing import Memory, digest_files
 from iskd.audit.planned import Planned, Planning
 from iskd.errors import UserError
 from iskd.provenance.artifact import file_digest
-from iskd.provenance.environment import LOCK
+from iskd.provenance.environment import CHECKOUT, LOCK
 from iskd.provenance.statement import canonical_json
 
-# The artifact whose statement records the study's config, and the one that all numbers follow from.
+# The artifact whose statement records the study's config.
 PAPER = "paper"
-METRICS = "collect_metrics"
 
 At = Literal["recorded", "checkout"]
 
@@ -87,6 +88,14 @@ def recorded_config(path: Path) -> str:
     return config
 
 
+def _config_here(recorded: str) -> Path | None:
+    """Find the one file of this checkout's ``config/`` that is about the study."""
+    study = yaml.safe_load(recorded)["study"]
+    files = sorted((CHECKOUT / "config").glob("*.yaml"))
+    same = [file for file in files if yaml.safe_load(file.read_bytes()).get("study") == study]
+    return same[0] if len(same) == 1 else None
+
+
 def verify(
     path: Path,
     *,
@@ -102,7 +111,8 @@ def verify(
         path: ``results/<study>``.
         at: ``recorded``: the history is consistent; ``checkout``: this checkout's code, packages
             and config would still make it.
-        config: the study's config file; left out, the config that was recorded.
+        config: the study's config file; left out, the file of the checkout's ``config/`` that is
+            about this study (at ``checkout``), or else the config that was recorded.
         root: the root digest that the study shall have.
         memory: a file with digests of an earlier call, trusted where size, time of change and
             inode of a file are as they were then.
@@ -113,7 +123,10 @@ def verify(
     """
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; name one as results/<study>")
-    planning = Planning(config or recorded_config(path))
+    recorded = recorded_config(path) if config is None else None
+    if recorded is not None and at == "checkout":
+        config = _config_here(recorded)
+    planning = Planning(config or recorded or "")
     folder = StudyFolder(path)
     remembered = None if memory is None else Memory(memory)
     # Planned meanwhile, by another process.
@@ -121,6 +134,11 @@ def verify(
     digests = digest_files(wanted, remembered)
     plan = planning.finish()
     verdict = Verdict(folder.name, at, artifacts=len(folder.artifacts))
+    if at == "checkout" and config is None:
+        verdict.notes.append(
+            "whether the config is still the same: no file in config/ names this study; give yours "
+            "with --configfile"
+        )
     verdict.size = sum(file.stat().st_size for file in wanted)
     metrics = folder.artifacts.get(METRICS)
     verdict.root = metrics.digest if metrics is not None else ""
