@@ -18,7 +18,7 @@ demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedde
 test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smallest study
 	$(PYTEST)
 
-test-study: $(STAMP)  ## the embedded study in full, once without any network; all arms; several processes
+test-study: $(STAMP)  ## the embedded study without any network; all arms; several processes
 	$(PYTEST) tests/integration
 
 test-chaos: $(STAMP)  ## kill a study fifty times, at the moments that hurt most: same bytes

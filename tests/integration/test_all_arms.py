@@ -12,7 +12,7 @@ RESULTS = "results/arms"
 CONFIG = ("--configfile", "tests/config/arms.yaml")
 ARMS = {
     "paper", "as_published", "distilled", "bottleneck", "narrow", "one_shot", "theseus",
-    "l1", "kd", "kd_alternate", "layer_drop", "layer_drop_steps", "teacher_tuned",
+    "l1", "kd_alternate", "layer_drop", "layer_drop_steps",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from iskd.audit.reproduce import choose
 from iskd.cli import main
 
 from .conftest import Clone, make_clone
+from .test_audit import Results
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +42,31 @@ def test_what_cannot_be_the_same_or_made_here_is_refused(
     assert "measures times" in said[0]
     assert "model.safetensors of its input" in said[1]
     assert "is not here as it was" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"rule": "../evil"}, "has no rule '../evil'"),
+        ({"inputs": {f"{RESULTS}/../../secret": {"sha256": "1" * 64}}}, "not in the study"),
+        ({"code": "0123456789abcdef"}, "neither this checkout nor commit"),
+    ],
+)
+def test_a_statement_that_leads_elsewhere_is_refused(
+    asked: dict[str, Any],
+    why: str,
+    finished: Clone,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = tmp_path / RESULTS
+    shutil.copytree(finished.folder / RESULTS, study)
+    (tmp_path / "secret").write_text("not yours")
+    Results(study).rewrite(WORLD, asked=asked)
+    assert main(["reproduce", str(study / WORLD)]) == 2
+    out = capsys.readouterr().out
+    assert out.startswith(f"REFUSED {WORLD}: ")
+    assert why in out or "names no commit" in out
 
 
 # What may hide in a script, and how that ends.

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest
-from iskd.provenance.statement import MAX_BYTES, Statement, StatementError, parse_statement
+from iskd.provenance.statement import (
+    MAX_BYTES,
+    Statement,
+    StatementError,
+    parse_statement,
+    safe_name,
+)
 
 # What stands beside the artifacts: how jobs went, and who fetched what.
 BESIDE = ("logs", "benchmarks", "audit")
@@ -123,7 +129,7 @@ class StudyFolder:
         return found
 
     def below(self, name: str) -> str | None:
-        """Give an input's path below the folder; None where it lies elsewhere.
+        """Give an input's path below the folder; None where it lies elsewhere, or leads out of it.
 
         Args:
             name: as a statement has it: ``results/<study>/...`` or the name of a local file, with
@@ -131,4 +137,9 @@ class StudyFolder:
         """
         top = f"results/{self.name}/"
         plain = re.sub(r" #\d+$", "", name)
-        return plain.removeprefix(top) if plain.startswith(top) else None
+        if not plain.startswith(top):
+            return None
+        try:
+            return safe_name(plain.removeprefix(top))
+        except ValueError:
+            return None

@@ -102,15 +102,17 @@ def _run_script(
         name: here(files) if isinstance(files, str) else [here(file) for file in files]
         for name, files in planned.inputs.items()
     }
-    params = statement.asked["parameters"] | {"code": statement.asked["code"]}
-    if statement.asked["seed"] is not None:
-        params["seed"] = statement.asked["seed"]
-    rule = planned.asked["rule"]
+    # The plan's, not the statement's: nobody else says what is written where.
+    asked = planned.asked
+    params = asked["parameters"] | {"code": asked["code"]}
+    if asked["seed"] is not None:
+        params["seed"] = asked["seed"]
+    rule = asked["rule"]
     assignment = Assignment(
         script=str(SCRIPTS / f"{rule}.py"),
         rule=rule,
         params=params,
-        wildcards=statement.asked["wildcards"],
+        wildcards=asked["wildcards"],
         inputs=inputs,
         threads=1,
         log=None,

@@ -23,6 +23,7 @@ from iskd.audit.compare import Distance, compare_files
 from iskd.audit.folder import Found, StudyFolder
 from iskd.audit.verify import recorded_config
 from iskd.errors import UserError
+from iskd.launch import SCRIPTS
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
 from iskd.provenance.environment import CHECKOUT, LOCK, environment, tree_digest, versions
 from iskd.provenance.fingerprint import code_fingerprint
@@ -112,6 +113,9 @@ def reproduce(
         raise UserError(f"{study / place}: no artifact with a statement lies there")
     done = Reproduction(place, found.digest, Reproduced.REFUSED, tolerance)
     rule = found.statement.asked["rule"]
+    if not (SCRIPTS / f"{rule}.py").is_file() or not rule.isidentifier():
+        done.why = f"this checkout has no rule {rule!r}"
+        return done
     if rule.startswith(_DOWNLOADS):
         done.why = f"{rule} fetches from a network; what it fetched is pinned by commit and digest"
         return done
