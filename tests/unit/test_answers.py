@@ -28,8 +28,10 @@ from iskd.evaluation.answers import ANSWERS, CHUNK, Answers, Scoring, scoring
 from iskd.evaluation.harness import evaluate_task
 from iskd.evaluation.lm import ScoringLM, batches_of
 from iskd.provenance.artifact import MANIFEST, RUN
+from iskd.provenance.statement import Statement, write_statement
 from iskd.training.state import EXIT_AGAIN, Interrupted, StopRequest, WorkFolder
 from tests.unit import test_harness
+from tests.unit.synthetic import asked
 from tests.unit.test_harness import SCRIPTS, cbt_row, hellaswag_row
 from tests.unit.test_heldout import heldout_loss
 from tests.unit.test_rule import rule
@@ -472,7 +474,8 @@ def inputs(
     folder = tmp_path_factory.mktemp("inputs")
     model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    (folder / "teacher" / MANIFEST).write_text("{}")
+    text = write_statement(Statement(asked(), {}, {}))
+    (folder / "teacher" / MANIFEST).write_text(text, encoding="utf-8")
     write_rows(folder / "rows.jsonl", [hellaswag_row(number) for number in range(80)])
     tokens = torch.randint(0, 300, (256, 12), generator=torch.Generator().manual_seed(1))
     save_blocks(tokens.to(torch.int32), folder / "heldout.safetensors")

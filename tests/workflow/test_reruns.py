@@ -136,8 +136,8 @@ def test_results_in_a_fresh_clone_are_still_told_apart_by_content(
     clone = fresh_clone_with_results(finished, tmp_path / "fresh")
     clone.edit(
         f"{STEP}/manifest.json",
-        '"block": 1,\n      "parameters"',
-        '"block": 0,\n      "parameters"',
+        '"block": 1,\n            "parameters"',
+        '"block": 0,\n            "parameters"',
     )
     assert clone.planned(*TINY) == {"substitute_block": 1, **measured(2, 1)}
 
@@ -200,7 +200,10 @@ def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
     done = study.snakemake(*TINY)
     assert done.returncode == 0, done.stderr[-4000:]
     after = study.files(f"{RESULTS}/figure_tradeoff/toy")
-    assert {name for name in after if after[name] != before[name]} == {"manifest.json", "run.json"}
+    # Figures carry the digest of what they were asked for with, which the code is part of.
+    figures = {f"tradeoff.{suffix}" for suffix in ("pdf", "svg", "png")}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"manifest.json", "run.json", *figures}
     assert study.planned(*TINY) == {}
 
 
@@ -348,8 +351,8 @@ def test_deleted_figures_are_made_again(study: Clone) -> None:
 def test_altered_manifest_reruns_what_reads_it(study: Clone) -> None:
     study.edit(
         f"{STEP}/manifest.json",
-        '"block": 1,\n      "parameters"',
-        '"block": 0,\n      "parameters"',
+        '"block": 1,\n            "parameters"',
+        '"block": 0,\n            "parameters"',
     )
     assert study.planned(*TINY) == {"substitute_block": 1, **measured(2, 1)}
 

@@ -86,7 +86,9 @@ def second(clone_at: Callable[[str], Clone], finished: Clone) -> Clone:
 
 def test_another_folder_and_kills_give_the_same_bytes(finished: Clone, second: Clone) -> None:
     """Every file is the undisturbed study's, whatever moment the kills hit: all but logs."""
-    assert set(finished.files("results/tiny")) == set(second.files("results/tiny"))
+    names = [set(clone.files("results/tiny")) for clone in (finished, second)]
+    # Snakemake writes a job's benchmark after its artifact is there: a kill between leaves none.
+    assert {name for name in names[0] ^ names[1] if not name.startswith("benchmarks/")} == set()
     check_same_results(finished, second, "tiny")
 
 
