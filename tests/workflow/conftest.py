@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from iskd.audit.reproduce import no_network
 from iskd.provenance.measured import is_measured
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,11 +132,4 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 def without_network() -> list[str] | None:
     """Give the command that runs another one without any network, or None where there is none."""
-    for command in (["unshare", "-n"], ["unshare", "-r", "-n"]):
-        try:
-            done = subprocess.run([*command, "true"], capture_output=True, check=False)
-        except FileNotFoundError:
-            return None
-        if done.returncode == 0:
-            return command
-    return None
+    return list(no_network()) or None

@@ -125,10 +125,10 @@ def chain(folder: StudyFolder) -> Iterator[Finding]:
         if found.statement is None:
             continue
         for name, about in found.statement.asked["inputs"].items():
-            below = folder.below(name)
-            if below is None or not below.endswith(f"/{MANIFEST}"):
+            origin = folder.source(name)
+            if origin is None:
                 continue
-            source = folder.artifacts.get(below.removesuffix(f"/{MANIFEST}"))
+            source = folder.artifacts.get(origin)
             if source is None:
                 yield Finding(place, Code.CHAIN_BROKEN, f"{name} is not there")
             elif source.digest == about["sha256"]:
@@ -155,7 +155,7 @@ def raw_inputs(folder: StudyFolder) -> dict[str, list[tuple[str, str]]]:
         if artifact.statement is not None:
             for name, about in artifact.statement.asked["inputs"].items():
                 below = folder.below(name)
-                if below is not None and not below.endswith(f"/{MANIFEST}"):
+                if below is not None and folder.source(name) is None:
                     found[below].append((place, about["sha256"]))
     return found
 
@@ -173,10 +173,8 @@ def raw_chain(folder: StudyFolder, digest: Callable[[Path], str]) -> Iterator[Fi
 
 def _sources(folder: StudyFolder, found: Found) -> Iterator[str]:
     if found.statement is not None:
-        for name in found.statement.asked["inputs"]:
-            below = folder.below(name)
-            if below is not None and below.endswith(f"/{MANIFEST}"):
-                yield below.removesuffix(f"/{MANIFEST}")
+        names = map(folder.source, found.statement.asked["inputs"])
+        yield from (name for name in names if name is not None)
 
 
 def _cycles(folder: StudyFolder) -> Iterator[Finding]:

@@ -143,3 +143,13 @@ class StudyFolder:
             return safe_name(plain.removeprefix(top))
         except ValueError:
             return None
+
+    def source(self, name: str) -> str | None:
+        """Give the place of the artifact whose manifest an input is; None where it is no manifest.
+
+        Args:
+            name: as in :meth:`below`.
+        """
+        below = self.below(name)
+        ending = f"/{MANIFEST}"
+        return below.removesuffix(ending) if below and below.endswith(ending) else None

@@ -146,16 +146,16 @@ def _origin(folder: StudyFolder, place: str, seen: set[str]) -> Origin:
     seen.add(place)
     origin = Origin(place, list(_said(found)))
     for name, about in found.statement.asked["inputs"].items():
-        below = folder.below(name)
-        if below is not None and below.endswith(f"/{MANIFEST}"):
-            source = _origin(folder, below.removesuffix(f"/{MANIFEST}"), seen)
+        place_of_source = folder.source(name)
+        if place_of_source is not None:
+            source = _origin(folder, place_of_source, seen)
             if source.name in folder.artifacts and (
                 folder.artifacts[source.name].digest != about["sha256"]
             ):
                 source.lines.append("NOT the one it was made from: that has another statement")
             if source.name not in {s.name for s in origin.sources}:
                 origin.sources.append(source)
-        elif below is None:
+        elif folder.below(name) is None:
             origin.sources.append(Origin(name, [f"a local file, sha256 {about['sha256']}"]))
     return origin
 
