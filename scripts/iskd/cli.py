@@ -44,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--root", help="the root digest that it shall have")
     verify.add_argument(
+        "--signed-by",
+        type=Path,
+        metavar="PUBLIC.pem",
+        help="whose signature it shall have: a file with an ed25519 public key",
+    )
+    verify.add_argument(
         "--trust",
         type=Path,
         metavar="FILE",
@@ -55,6 +61,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--json", action="store_true", help="print the verdict for machines")
     verify.set_defaults(run=_verify)
+    sign = commands.add_parser(
+        "sign",
+        help="vouch for a study with a key",
+        description="Verify a study, and sign what all its artifacts say if nothing was found. "
+        "Exit code 1: findings, nothing signed; 2: could not verify.",
+    )
+    sign.add_argument("study", type=Path, help="its folder, results/<study>")
+    sign.add_argument(
+        "--key", type=Path, required=True, metavar="KEY.pem", help="your ed25519 private key"
+    )
+    sign.set_defaults(run=_sign)
+    export = commands.add_parser(
+        "export",
+        help="describe a study for others: a Run Crate, a filled checklist, its code",
+        description="Write ro-crate-metadata.json (a Provenance Run Crate of the folder as it is), "
+        "reproducibility.md and code/ into a study, if nothing is found in it. Exit code 1: "
+        "findings, nothing written; 2: could not verify, or the code is not to be had.",
+    )
+    export.add_argument("study", type=Path, help="its folder, results/<study>")
+    export.add_argument("--licence", required=True, help="of the results: a URL, or in words")
+    export.set_defaults(run=_export)
     trace = commands.add_parser(
         "trace",
         help="where does this figure, number or checkpoint come from?",
@@ -104,11 +131,45 @@ def _verify(asked: argparse.Namespace) -> int:
         at=asked.at,
         config=asked.configfile,
         root=asked.root,
+        signed_by=asked.signed_by,
         memory=asked.trust,
         derive=not asked.fast,
     )
     sys.stdout.write(verdict.as_json() if asked.json else verdict.as_text())
     return verdict.exit_code
+
+
+def _sign(asked: argparse.Namespace) -> int:
+    from iskd.audit.folder import SIGNATURE, StudyFolder
+    from iskd.audit.signature import load_signer, sign
+    from iskd.audit.verify import verify
+
+    signer = load_signer(asked.key)
+    verdict = verify(asked.study)
+    if verdict.findings:
+        sys.stdout.write(f"{verdict.as_text()}nothing was signed\n")
+        return verdict.exit_code
+    folder = StudyFolder(asked.study)
+    keyid = sign(folder, signer)
+    print(f"{folder.name}: {len(folder.artifacts)} statements signed with {keyid}: {SIGNATURE}")
+    return 0
+
+
+def _export(asked: argparse.Namespace) -> int:
+    from iskd.audit.export import export
+    from iskd.audit.findings import Code
+    from iskd.audit.folder import CHECKLIST, CODE, CRATE
+    from iskd.audit.verify import verify
+
+    verdict = verify(asked.study)
+    # What an earlier export wrote is written anew.
+    verdict.findings = [found for found in verdict.findings if found.code != Code.EXPORT]
+    if verdict.findings:
+        sys.stdout.write(f"{verdict.as_text()}nothing was exported\n")
+        return verdict.exit_code
+    export(asked.study, asked.licence)
+    print(f"{asked.study}: {CRATE}, {CHECKLIST} and {CODE}/ are written")
+    return 0
 
 
 def _trace(asked: argparse.Namespace) -> int:

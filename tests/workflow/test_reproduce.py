@@ -11,11 +11,10 @@ from iskd.audit.reproduce import choose
 from iskd.cli import main
 
 from .conftest import Clone, make_clone
-from .test_audit import Results
+from .tampering import RESULTS, Results
 
 pytestmark = pytest.mark.slow
 
-RESULTS = "results/tiny"
 WORLD = "make_toyworld"
 
 

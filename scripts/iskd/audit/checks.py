@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from iskd.audit.export import is_exported
 from iskd.audit.findings import Code, Finding
-from iskd.audit.folder import LOCKS, Found, StudyFolder
+from iskd.audit.folder import CRATE, LOCKS, SIGNATURE, Found, StudyFolder
 from iskd.audit.planned import Planned
 from iskd.provenance.artifact import MANIFEST, RUN, input_names
 from iskd.provenance.statement import Produced
@@ -36,9 +37,11 @@ def presence(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Findi
         if place not in plan:
             yield Finding(place, Code.ORPHAN, "no artifact of this study has this place")
     missing = [place for place in plan if place not in folder.artifacts]
+    known = {*copies, *LOCKS, SIGNATURE}
     for name in folder.loose:
         in_missing = any(name.startswith(f"{place}/") for place in missing)
-        if name not in copies and name not in LOCKS and not in_missing:
+        exported = CRATE in folder.loose and is_exported(name)
+        if name not in known and not in_missing and not exported:
             yield Finding(name, Code.ORPHAN, "no artifact of this study has this file")
     for name in folder.links:
         yield Finding(name, Code.LINK, "not a file that has this name alone")

@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from iskd.audit.checks import differences
-from iskd.audit.folder import StudyFolder
-from iskd.audit.verify import recorded_config
+from iskd.audit.folder import StudyFolder, recorded_config
 from iskd.errors import UserError
 
 SECTIONS = ("config", "code", "environment", "data", "models", "numbers")

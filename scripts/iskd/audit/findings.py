@@ -50,8 +50,11 @@ class Code(StrEnum):
         "the weights have another size than is said",
     )
     BLOCKS_NOT_AS_PLANNED = "BLOCKS_NOT_AS_PLANNED", "other blocks are replaced than the plan says"
+    EXPORT = "EXPORT", "the crate, the checklist or the code beside it say other than the study"
     # Trust.
     ROOT = "ROOT", "the study has another root digest than the one that was given"
+    UNSIGNED = "UNSIGNED", "the study has no signature, and shall have one"
+    SIGNATURE = "SIGNATURE", "not what the key's holder has signed"
 
 
 @dataclass(frozen=True, order=True)

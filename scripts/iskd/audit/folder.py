@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest
 from iskd.provenance.statement import (
     MAX_BYTES,
@@ -21,6 +22,14 @@ from iskd.provenance.statement import (
 # What stands beside the artifacts: how jobs went, and who fetched what.
 BESIDE = ("logs", "benchmarks", "audit")
 LOCKS = ("hub.lock.json",)
+SIGNATURE = "signature.dsse.json"
+# What `iskd export` adds.
+CRATE = "ro-crate-metadata.json"
+CHECKLIST = "reproducibility.md"
+CODE = "code"
+CONFIG = f"{CODE}/config/config.yaml"
+PAPER = "paper"
+"""The artifact whose statement records the study's config."""
 METRICS = "collect_metrics"
 """The artifact that all numbers follow from; its statement's digest is the study's root."""
 
@@ -153,3 +162,19 @@ class StudyFolder:
         below = self.below(name)
         ending = f"/{MANIFEST}"
         return below.removesuffix(ending) if below and below.endswith(ending) else None
+
+
+def recorded_config(path: Path) -> str:
+    """Read the config that a study was made with, from the statement of its paper folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = StudyFolder.read_one(path, PAPER)
+    config = None if found.statement is None else found.statement.asked["parameters"].get("config")
+    if not isinstance(config, str):
+        raise UserError(
+            f"{path}: {PAPER}/manifest.json does not tell the study's config; "
+            f"give it with --configfile"
+        )
+    return config

@@ -4,14 +4,12 @@ In a clean folder that holds the code and the declared inputs alone, in a clean 
 without a network where that can be had: what was not declared is not there.
 """
 
-import io
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,18 +17,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from iskd.audit.code import UnavailableError, check_out, copy_code
 from iskd.audit.compare import Distance, compare_files
-from iskd.audit.folder import Found, StudyFolder
-from iskd.audit.verify import recorded_config
+from iskd.audit.folder import Found, StudyFolder, recorded_config
 from iskd.errors import UserError
 from iskd.launch import SCRIPTS
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
-from iskd.provenance.environment import CHECKOUT, LOCK, environment, tree_digest, versions
+from iskd.provenance.environment import LOCK, environment, tree_digest, versions
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.statement import LOCK_FILE, STATEMENT_TYPE, Statement, canonical_json
 
-CODE = ("scripts", "workflow", "envs")
-_NO_CODE = shutil.ignore_patterns("__pycache__", "*.egg-info")
 # Of the caller's environment, what a program needs to run at all.
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 _DOWNLOADS = "download_"
@@ -127,7 +123,7 @@ def reproduce(
         try:
             _lay_out_code(found, top, done)
             _lay_out_inputs(folder, found.statement, top)
-        except _RefusedError as refusal:
+        except (_RefusedError, UnavailableError) as refusal:
             done.why = str(refusal)
             return done
         text = config.read_text(encoding="utf-8") if config else recorded_config(study)
@@ -151,14 +147,13 @@ def _lay_out_code(found: Found, top: Path, done: Reproduction) -> None:
     asked, run = found.statement.asked, found.run or {}
     commit = (run.get("git") or {}).get("commit")
     if code_fingerprint(asked["rule"]) == asked["code"] and file_digest(LOCK) == asked["lock"]:
-        for part in CODE:
-            shutil.copytree(CHECKOUT / part, top / part, ignore=_NO_CODE)
+        copy_code(top)
         if run.get("code") != tree_digest():
             done.notes.append("this checkout is another; what the rule runs is the same in it")
     elif commit is None:
         raise _RefusedError(f"the code here is other, and {RUN} names no commit to take it from")
     else:
-        _check_out(str(commit), top)
+        check_out(str(commit), top)
         if _fingerprint_in(top, asked["rule"]) != asked["code"]:
             raise _RefusedError(
                 f"it was made by code that neither this checkout nor commit {commit} has"
@@ -184,24 +179,6 @@ def _fingerprint_in(top: Path, rule: str) -> str:
         check=False,
     )
     return done.stdout.strip()
-
-
-def _check_out(commit: str, top: Path) -> None:
-    done = subprocess.run(  # noqa: S603 - fixed program; a commit is checked below
-        ["git", "-C", str(CHECKOUT), "archive", "--format=tar", _commit(commit), *CODE],  # noqa: S607
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise _RefusedError(f"commit {commit}, which it was made at, is not in this repository")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(top, filter="data")
-
-
-def _commit(text: str) -> str:
-    if len(text) not in (40, 64) or set(text) - set("0123456789abcdef"):
-        raise _RefusedError(f"{RUN} names {text!r} as its commit, which is none")
-    return text
 
 
 def _lay_out_inputs(folder: StudyFolder, statement: Statement, top: Path) -> None:

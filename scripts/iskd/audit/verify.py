@@ -8,18 +8,15 @@ from typing import Literal
 
 import yaml
 
-from iskd.audit import checks, rederive
+from iskd.audit import checks, export, rederive, signature
 from iskd.audit.findings import Code, Finding
-from iskd.audit.folder import METRICS, StudyFolder
+from iskd.audit.folder import METRICS, StudyFolder, recorded_config
 from iskd.audit.hashing import Memory, digest_files
 from iskd.audit.planned import Planned, Planning
 from iskd.errors import UserError
 from iskd.provenance.artifact import file_digest
 from iskd.provenance.environment import CHECKOUT, LOCK
 from iskd.provenance.statement import canonical_json
-
-# The artifact whose statement records the study's config.
-PAPER = "paper"
 
 At = Literal["recorded", "checkout"]
 
@@ -72,22 +69,6 @@ class Verdict:
         return "\n".join(lines) + "\n"
 
 
-def recorded_config(path: Path) -> str:
-    """Read the config that a study was made with, from the statement of its paper folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = StudyFolder.read_one(path, PAPER)
-    config = None if found.statement is None else found.statement.asked["parameters"].get("config")
-    if not isinstance(config, str):
-        raise UserError(
-            f"{path}: {PAPER}/manifest.json does not tell the study's config; "
-            f"give it with --configfile"
-        )
-    return config
-
-
 def _config_here(recorded: str) -> Path | None:
     """Find the one file of this checkout's ``config/`` that is about the study."""
     study = yaml.safe_load(recorded)["study"]
@@ -102,6 +83,7 @@ def verify(
     at: At = "recorded",
     config: Path | None = None,
     root: str | None = None,
+    signed_by: Path | None = None,
     memory: Path | None = None,
     derive: bool = True,
 ) -> Verdict:
@@ -114,12 +96,14 @@ def verify(
         config: the study's config file; left out, the file of the checkout's ``config/`` that is
             about this study (at ``checkout``), or else the config that was recorded.
         root: the root digest that the study shall have.
+        signed_by: a file with the public key (PEM) of whom the study shall be signed by.
         memory: a file with digests of an earlier call, trusted where size, time of change and
             inode of a file are as they were then.
         derive: make figures, tables and texts again and compare the bytes, which takes seconds.
 
     Raises:
-        UserError: the study cannot be verified: there is none, or its config cannot be planned.
+        UserError: the study cannot be verified: there is none, its config cannot be planned, or
+            the key cannot be read.
     """
     if not path.is_dir():
         raise UserError(f"{path}: there is no such folder; name one as results/<study>")
@@ -152,8 +136,15 @@ def verify(
         found.update(rederive.remade(folder, plan, _to_remake(folder, plan, verdict)))
     else:
         verdict.notes.append("whether figures, tables and texts follow from the numbers: not asked")
+    found.update(export.check(folder))
     if root is not None and root != verdict.root:
         found.add(Finding(METRICS, Code.ROOT, f"{verdict.root} where {root} was expected"))
+    if signed_by is not None:
+        found.update(signature.check(folder, signed_by))
+    elif signers := signature.signers(folder):
+        verdict.notes.append(
+            f"the signature of {', '.join(signers)}: give the public key with --signed-by"
+        )
     verdict.findings = sorted(found)
     return verdict
 

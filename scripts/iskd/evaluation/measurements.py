@@ -72,7 +72,7 @@ def collect_measurements(
     for key, runs in evaluated.items():
         known = [run for run in runs if run is not None]
         if len(known) == len(runs):
-            hours = _hours(known)
+            hours = device_hours(known)
             add(key, COST, {"evaluation_hours": Metric(hours, None, len(known))})
     return rows
 
@@ -86,14 +86,19 @@ def _run(manifest: str) -> dict[str, Any] | None:
 
 
 def _costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
-    costs = {"device_hours": Metric(_hours(runs), None, len(runs))}
+    costs = {"device_hours": Metric(device_hours(runs), None, len(runs))}
     joules = [run.get("energy_joules_in_all") for run in runs]
     if all(number is not None for number in joules):
         costs["energy"] = Metric(float(sum(number or 0 for number in joules)), None, len(runs))
     return costs
 
 
-def _hours(runs: Iterable[Mapping[str, Any]]) -> float:
+def device_hours(runs: Iterable[Mapping[str, Any]]) -> float:
+    """Add up how long devices were taken: GPUs, or cores where a job has computed on none.
+
+    Args:
+        runs: what the jobs' ``run.json`` say, of all their attempts.
+    """
     return sum(_seconds(run) * _devices(run) for run in runs) / 3600
 
 

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[3]
 LOCK = CHECKOUT / "envs" / "requirements.lock"
 
-_CODE_FOLDERS = ("scripts", "workflow", "envs")
+CODE_FOLDERS = ("scripts", "workflow", "envs")
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval", "seaborn")
 # Nothing else of the environment is written down: other variables hold secrets.
 _VARIABLES = (
@@ -38,6 +39,22 @@ def git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def code_files(checkout: Path = CHECKOUT) -> Iterator[str]:
+    """List all code of a checkout: library, scripts, workflow, lock.
+
+    Yields:
+        Names below the checkout, folder by folder, sorted; what was made from code is left out.
+    """
+    for folder in CODE_FOLDERS:
+        for path in sorted((checkout / folder).rglob("*")):
+            parts = path.relative_to(checkout).parts
+            made = any(
+                part.startswith((".", "__pycache__")) or "egg-info" in part for part in parts
+            )
+            if path.is_file() and not made:
+                yield "/".join(parts)
+
+
 def tree_digest(checkout: Path = CHECKOUT) -> str:
     """Give the sha256 over the names and bytes of all code: library, scripts, workflow, lock.
 
@@ -45,13 +62,9 @@ def tree_digest(checkout: Path = CHECKOUT) -> str:
     comments; this one tells any two checkouts apart.
     """
     digest = hashlib.sha256()
-    for folder in _CODE_FOLDERS:
-        for path in sorted((checkout / folder).rglob("*")):
-            name = path.relative_to(checkout)
-            hidden = any(part.startswith((".", "__pycache__")) for part in name.parts)
-            if path.is_file() and not hidden and not any("egg-info" in p for p in name.parts):
-                digest.update(f"{name.as_posix()}\0".encode())
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for name in code_files(checkout):
+        digest.update(f"{name}\0".encode())
+        digest.update(hashlib.sha256((checkout / name).read_bytes()).digest())
     return digest.hexdigest()
 
 
