@@ -48,7 +48,9 @@ class Stored(HTTPAdapter):
         super().__init__()
         self.documents = documents
 
-    def send(self, request: requests.PreparedRequest, **how: Any) -> requests.Response:
+    def send(  # type: ignore[override]
+        self, request: requests.PreparedRequest, **how: Any
+    ) -> requests.Response:
         """Answer as a server would."""
         body = io.BytesIO(json.dumps(self.documents[str(request.url)]).encode())
         form = {"Content-Type": "application/ld+json"}
@@ -77,7 +79,7 @@ def web(tmp_path: Path) -> Path:
 def issues(study: Path, web: Path) -> list[str]:
     """Validate a crate against the profile, without a network."""
     settings = services.ValidationSettings(
-        rocrate_uri=study,  # type: ignore[arg-type]
+        rocrate_uri=study,
         profile_identifier="provenance-run-crate",
         requirement_severity="REQUIRED",
         offline=True,
