@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, default=0.0, help="largest relative distance that passes"
     )
     again.add_argument("--configfile", type=Path, help="the study's config, if none is recorded")
+    again.add_argument(
+        "--twin",
+        choices=("resume", "scalar"),
+        help="resume: kill it in its middle and call it again; scalar: without vector "
+        "instructions, which tells how far other processors may be off",
+    )
     again.add_argument("--sample", type=int, metavar="N", help="N artifacts of a study, drawn")
     again.add_argument("--seed", type=int, default=0, help="of the draw")
     again.add_argument("--json", action="store_true", help="print the verdicts for machines")
@@ -188,7 +194,7 @@ def _trace(asked: argparse.Namespace) -> int:
 
 
 def _reproduce(asked: argparse.Namespace) -> int:
-    from iskd.audit.reproduce import Reproduced, choose, reproduce
+    from iskd.audit.reproduce import Reproduced, Twin, choose, reproduce
     from iskd.audit.trace import study_of
     from iskd.provenance.statement import canonical_json
 
@@ -202,7 +208,10 @@ def _reproduce(asked: argparse.Namespace) -> int:
         places = [name.resolve().relative_to(study).as_posix()]
     code = 0
     for place in places:
-        done = reproduce(study, place, tolerance=asked.tolerance, config=asked.configfile)
+        twin = None if asked.twin is None else Twin(asked.twin)
+        done = reproduce(
+            study, place, tolerance=asked.tolerance, config=asked.configfile, twin=twin
+        )
         sys.stdout.write(canonical_json(done.as_statement()) if asked.json else done.as_text())
         sys.stdout.flush()
         if done.verdict in (Reproduced.DIFFERENT, Reproduced.FAILED):

@@ -8,10 +8,12 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -25,11 +27,15 @@ from iskd.launch import SCRIPTS
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
 from iskd.provenance.environment import LOCK, environment, tree_digest, versions
 from iskd.provenance.fingerprint import code_fingerprint
+from iskd.provenance.ledger import PREFIX
 from iskd.provenance.statement import LOCK_FILE, STATEMENT_TYPE, Statement, canonical_json
 
 # Of the caller's environment, what a program needs to run at all.
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 _DOWNLOADS = "download_"
+# The library of trainings says so too, but takes seconds to be imported.
+STATE_SECONDS = "ISKD_STATE_SECONDS"
+_CONFIG = "recorded.yaml"
 # What a clock says is never said twice.
 _CLOCKED = ("measure_efficiency",)
 
@@ -43,6 +49,24 @@ class Reproduced(StrEnum):
     DIFFERENT = "DIFFERENT"
     REFUSED = "REFUSED"
     FAILED = "FAILED"
+
+
+class Twin(StrEnum):
+    """How an artifact may be made again on purpose in another way than it was."""
+
+    RESUME = "resume"
+    """Killed once something was saved, and called again: it must go on to the same bits."""
+    SCALAR = "scalar"
+    """Without the processor's vector instructions: how far other processors may be off."""
+
+
+# What each library that computes is told, to keep to what every processor of a kind has.
+_SCALAR = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+}
+_POLL_SECONDS = 0.02
 
 
 @dataclass
@@ -89,7 +113,12 @@ class Reproduction:
 
 
 def reproduce(
-    study: Path, place: str, *, tolerance: float = 0.0, config: Path | None = None
+    study: Path,
+    place: str,
+    *,
+    tolerance: float = 0.0,
+    config: Path | None = None,
+    twin: Twin | None = None,
 ) -> Reproduction:
     """Make one artifact again.
 
@@ -99,6 +128,7 @@ def reproduce(
         tolerance: largest relative distance of weights and numbers that counts as the same; other
             processors and thread counts give other last bits.
         config: the study's config file; left out, the config that was recorded.
+        twin: make it in another way on purpose.
 
     Raises:
         UserError: the study has no such artifact, or does not tell its config.
@@ -108,33 +138,53 @@ def reproduce(
     if found is None or found.statement is None:
         raise UserError(f"{study / place}: no artifact with a statement lies there")
     done = Reproduction(place, found.digest, Reproduced.REFUSED, tolerance)
-    rule = found.statement.asked["rule"]
-    if not (SCRIPTS / f"{rule}.py").is_file() or not rule.isidentifier():
-        done.why = f"this checkout has no rule {rule!r}"
-        return done
-    if rule.startswith(_DOWNLOADS):
-        done.why = f"{rule} fetches from a network; what it fetched is pinned by commit and digest"
-        return done
-    if rule in _CLOCKED:
-        done.why = f"{rule} measures times, which are not the same twice"
-        return done
-    with tempfile.TemporaryDirectory(prefix="iskd-reproduce-") as scratch:
-        top = Path(scratch)
-        try:
-            _lay_out_code(found, top, done)
-            _lay_out_inputs(folder, found.statement, top)
-        except (_RefusedError, UnavailableError) as refusal:
-            done.why = str(refusal)
-            return done
+    try:
+        _refuse_what_cannot_be_the_same(found.statement.asked["rule"])
         text = config.read_text(encoding="utf-8") if config else recorded_config(study)
-        (top / "recorded.yaml").write_text(text, encoding="utf-8")
-        ran = _run(top, f"results/{folder.name}/{place}/{MANIFEST}", rule)
-        again = top / "results" / folder.name / place
-        if not (again / MANIFEST).is_file():
-            done.verdict, done.why = Reproduced.FAILED, _reason(ran)
-            return done
-        _judge(study / place, found.statement, again, done)
+        with tempfile.TemporaryDirectory(prefix="iskd-reproduce-") as scratch:
+            _lay_out_code(found, Path(scratch), done)
+            _lay_out_inputs(folder, found.statement, Path(scratch))
+            Path(scratch, _CONFIG).write_text(text, encoding="utf-8")
+            _make(folder, found.statement, Path(scratch), twin, done)
+    except (_RefusedError, UnavailableError) as refusal:
+        done.why = str(refusal)
     return done
+
+
+def _refuse_what_cannot_be_the_same(rule: str) -> None:
+    if not (SCRIPTS / f"{rule}.py").is_file() or not rule.isidentifier():
+        raise _RefusedError(f"this checkout has no rule {rule!r}")
+    if rule.startswith(_DOWNLOADS):
+        raise _RefusedError(
+            f"{rule} fetches from a network; what it fetched is pinned by commit and digest"
+        )
+    if rule in _CLOCKED:
+        raise _RefusedError(f"{rule} measures times, which are not the same twice")
+
+
+def _make(
+    folder: StudyFolder, statement: Statement, top: Path, twin: Twin | None, done: Reproduction
+) -> None:
+    """Make the artifact in a folder that has all it needs, and judge it."""
+    rule, target = statement.asked["rule"], f"results/{folder.name}/{done.place}/{MANIFEST}"
+    if twin is Twin.RESUME and not _killed(top, target, rule):
+        raise _RefusedError(f"{rule} was done before it had saved anything to go on from")
+    ran = _run(top, target, rule, _SCALAR if twin is Twin.SCALAR else {})
+    again = top / "results" / folder.name / done.place
+    if not (again / MANIFEST).is_file():
+        done.verdict, done.why = Reproduced.FAILED, _reason(ran)
+    elif twin is Twin.RESUME and not _has_resumed(again):
+        done.verdict, done.why = Reproduced.FAILED, "called again, it began anew"
+    else:
+        _judge(folder.path / done.place, statement, again, done)
+    if twin is not None:
+        done.notes.append(_TWINS[twin])
+
+
+_TWINS = {
+    Twin.RESUME: "it was killed in its middle, and called again",
+    Twin.SCALAR: "made without vector instructions: other processors may be as far off",
+}
 
 
 class _RefusedError(Exception):
@@ -208,17 +258,47 @@ def _lay_out_inputs(folder: StudyFolder, statement: Statement, top: Path) -> Non
                 shutil.copyfile(source.parent / RUN, target.parent / RUN)
 
 
-def _run(top: Path, target: str, rule: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "snakemake", target, "--configfile", "recorded.yaml"]
-    command += ["--cores", "1", "--allowed-rules", rule, "--force", "--nolock"]
+def _run(
+    top: Path, target: str, rule: str, variables: Mapping[str, str]
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(  # noqa: S603 - our own workflow, a checked place
-        [*no_network(), *command],
+        _command(target, rule),
         cwd=top,
-        env=_environment(top),
+        env={**_environment(top), **variables},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def _command(target: str, rule: str) -> list[str]:
+    command = [sys.executable, "-m", "snakemake", target, "--configfile", _CONFIG]
+    command += ["--cores", "1", "--allowed-rules", rule, "--force", "--nolock"]
+    return [*no_network(), *command, "--rerun-incomplete"]
+
+
+def _killed(top: Path, target: str, rule: str) -> bool:
+    """Run a job until it has saved something, and kill it and Snakemake; False if it was done."""
+    run = subprocess.Popen(  # noqa: S603 - our own workflow, a checked place
+        _command(target, rule),
+        cwd=top,
+        env=_environment(top) | {STATE_SECONDS: "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while run.poll() is None:
+        if any(top.joinpath("results").rglob(f"{PREFIX}*.json")):
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _has_resumed(artifact: Path) -> bool:
+    told = json.loads((artifact / RUN).read_text(encoding="utf-8"))
+    return bool(told["resumed_after_steps"] or told["resumed_after_texts"])
 
 
 def _environment(top: Path) -> dict[str, str]:
