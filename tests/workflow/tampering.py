@@ -26,11 +26,11 @@ class Results:
     def rewrite(self, place: str, **changes: Any) -> None:
         """Write an artifact's statement anew, about the files that lie there, as a forger would."""
         old = read_manifest(self / place)
-        files = {name: produced(self / f"{place}/{name}") for name in old.files}
+        files = changes.pop("files", None)
+        if files is None:
+            files = {name: produced(self / f"{place}/{name}") for name in old.files}
         asked = json.loads(canonical_json(old.asked)) | changes.pop("asked", {})
-        text = write_statement(
-            Statement(asked, changes.pop("files", files), changes.pop("summary", old.summary))
-        )
+        text = write_statement(Statement(asked, files, changes.pop("summary", old.summary)))
         assert not changes
         (self / place / MANIFEST).write_text(text, encoding="utf-8")
         self.adopt(place)

@@ -20,7 +20,7 @@ from iskd.audit.findings import Code
 from iskd.audit.verify import verify
 from iskd.cli import main
 from iskd.errors import UserError
-from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
+from iskd.provenance.artifact import MANIFEST, RUN, file_digest, produced, read_manifest
 from iskd.provenance.statement import Produced, canonical_json
 
 from .conftest import ROOT, Clone, make_clone
@@ -452,9 +452,48 @@ def name_that_looks_the_same(results: Results) -> str:
     return SECOND
 
 
+def named_too(results: Results, place: str, name: str, text: str) -> str:
+    """Write a file into an artifact and have the statement name it."""
+    (results / f"{place}/{name}").write_text(text, encoding="utf-8")
+    files = read_manifest(results / place).files | {name: produced(results / f"{place}/{name}")}
+    results.rewrite(place, files=files)
+    return place
+
+
+def code_beside_the_weights(results: Results) -> str:
+    return named_too(results, SECOND, "modeling_more.py", "raise SystemExit")
+
+
+def other_code_beside_the_weights(results: Results) -> str:
+    return named_too(results, SECOND, "iskd_gpt2.py", "raise SystemExit")
+
+
+def weights_of_another_kind(results: Results) -> str:
+    return named_too(results, SECOND, "pytorch_model.bin", "a pickle")
+
+
+def file_more_beside_the_answers(results: Results) -> str:
+    return named_too(results, ANSWERS, "notes.md", "Good answers.")
+
+
+def file_less_in_folder_and_statement(results: Results) -> str:
+    (results / f"{SECOND}/history.jsonl").unlink()
+    files = dict(read_manifest(results / SECOND).files)
+    del files["history.jsonl"]
+    results.rewrite(SECOND, files=files)
+    return SECOND
+
+
 @pytest.mark.parametrize(
     ("harm", "code"),
     [
+        *(
+            (harm, Code.WRONG_FILES)
+            for harm in (
+                *(code_beside_the_weights, other_code_beside_the_weights, weights_of_another_kind),
+                *(file_more_beside_the_answers, file_less_in_folder_and_statement),
+            )
+        ),
         (report_of_another_run, Code.WRONG_RUN),
         (statement_about_no_file, Code.EXTRA_FILE),
         (artifact_inside_another, Code.ORPHAN),

@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from iskd.audit.folder import METRICS, Found, StudyFolder
-from iskd.audit.rederive import WEIGHTS
+from iskd.audit.folder import METRICS, WEIGHTS, Found, StudyFolder
 from iskd.evaluation.measurements import device_hours
 from iskd.provenance.artifact import MANIFEST
 from iskd.provenance.statement import LOCK_FILE

@@ -9,9 +9,10 @@ from typing import Any
 
 from iskd.audit.export import is_exported
 from iskd.audit.findings import Code, Finding
-from iskd.audit.folder import CRATE, LOCKS, SIGNATURE, Found, StudyFolder
+from iskd.audit.folder import CRATE, LOCKS, SIGNATURE, WEIGHTS, Found, StudyFolder
 from iskd.audit.planned import Planned
-from iskd.provenance.artifact import MANIFEST, RUN, input_names
+from iskd.launch import SCRIPTS
+from iskd.provenance.artifact import MANIFEST, RUN, file_digest, input_names
 from iskd.provenance.statement import Produced
 from iskd.provenance.tensors import TensorsError, tensors_digest
 
@@ -19,6 +20,9 @@ from iskd.provenance.tensors import TensorsError, tensors_digest
 CLOCKS_SECONDS = 5.0
 
 Digests = Mapping[Path, str]
+MODELING = SCRIPTS / "iskd" / "models" / "modeling"
+# What a model's folder may hold beside the files that are the same for all models.
+_BESIDE_WEIGHTS = (".json", ".txt", ".model", ".py", ".jinja", ".md")
 
 
 def presence(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Finding]:
@@ -64,6 +68,27 @@ def statements(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Fin
                     said = f"its manifest says {key} {asked[key]!r}"
                     yield Finding(place, Code.WRONG_SUBJECT, said)
                     break
+
+
+def made(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Finding]:
+    """Compare the files that a statement names with those that its rule makes."""
+    modules = {path.name: file_digest(path) for path in sorted(MODELING.glob("*.py"))}
+    for place, found in folder.artifacts.items():
+        planned = plan.get(place)
+        if found.statement is None or planned is None:
+            continue
+        named = found.statement.files
+        for name in sorted(set(planned.files) - named.keys()):
+            yield Finding(
+                f"{place}/{name}", Code.WRONG_FILES, "its rule makes it, and it is not named"
+            )
+        same_code = found.statement.asked["code"] == planned.asked["code"]
+        for name in sorted(named.keys() - set(planned.files)):
+            if WEIGHTS not in planned.files or Path(name).suffix not in _BESIDE_WEIGHTS:
+                yield Finding(f"{place}/{name}", Code.WRONG_FILES, "its rule makes no such file")
+            elif name.endswith(".py") and same_code and modules.get(name) != named[name].sha256:
+                said = "it is not the code that its rule puts beside the weights"
+                yield Finding(f"{place}/{name}", Code.WRONG_FILES, said)
 
 
 def to_digest(folder: StudyFolder) -> list[Path]:

@@ -15,8 +15,7 @@ from urllib.parse import quote
 
 from rocrate.rocrate import ROCrate
 
-from iskd.audit.folder import CODE, CONFIG, PAPER, StudyFolder
-from iskd.audit.rederive import WEIGHTS
+from iskd.audit.folder import CODE, CONFIG, PAPER, WEIGHTS, StudyFolder
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest
 from iskd.provenance.environment import code_files, tree_digest
 from iskd.provenance.statement import LOCK_FILE, Statement

@@ -29,6 +29,7 @@ class Code(StrEnum):
     RESERIALISED = "RESERIALISED", "weights lie there in another form; the numbers are the same"
     MISSING_FILE = "MISSING_FILE", "a file of the manifest is gone"
     EXTRA_FILE = "EXTRA_FILE", "a file lies in the artifact that its manifest does not name"
+    WRONG_FILES = "WRONG_FILES", "the manifest names other files than its rule makes"
     LINK = "LINK", "a link or a device stands where a file should be: its content lies elsewhere"
     # The chain.
     CHAIN_BROKEN = "CHAIN_BROKEN", "made from another input than lies here"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iskd.errors import UserError
+from iskd.provenance.artifact import MANIFEST
 from iskd.provenance.environment import CHECKOUT
 
 PLAN = CHECKOUT / "workflow" / "plan.py"
@@ -23,6 +24,8 @@ class Planned:
         place: its folder below the study's.
         asked: ``rule``, ``wildcards``, ``parameters``, ``seed``, ``code``.
         inputs: the files that its job reads, by what they are to it.
+        files: that its job promises to write into its folder, the manifest left out; a model's
+            folder holds a few more.
         copies: files that its job writes outside of its folder, below the study's; each is a copy
             of the file of this name in it.
     """
@@ -30,6 +33,7 @@ class Planned:
     place: str
     asked: dict[str, Any]
     inputs: dict[str, str | list[str]]
+    files: list[str]
     copies: list[str]
 
     @property
@@ -86,7 +90,9 @@ class Planning:
             place = "/".join(Path(job["manifest"]).parts[2:-1])
             asked = {key: job[key] for key in ("rule", "wildcards", "parameters", "seed", "code")}
             outputs = ["/".join(Path(name).parts[2:]) for name in job["outputs"]]
+            files = [name.removeprefix(f"{place}/") for name in outputs]
+            files = [name for name in files if "/" not in name and name != MANIFEST]
             copies = [name for name in outputs if name.rpartition("/")[0] != place]
             copies = [name for name in copies if not name.startswith("benchmarks/")]
-            plan[place] = Planned(place, asked, job["inputs"], copies)
+            plan[place] = Planned(place, asked, job["inputs"], files, copies)
         return plan

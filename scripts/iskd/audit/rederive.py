@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from iskd.audit.findings import Code, Finding
-from iskd.audit.folder import Found, StudyFolder
+from iskd.audit.folder import WEIGHTS, Found, StudyFolder
 from iskd.audit.planned import Planned
 from iskd.launch import SCRIPTS, Assignment
 from iskd.provenance.artifact import file_digest
@@ -27,7 +27,6 @@ from iskd.provenance.tensors import count_parameters
 FROM_ITEMS = ("collect_metrics", "collect_measurements")
 FROM_NUMBERS = ("figure_", "table_", "paper_", "collect_paper", "summarize", "model_card")
 EVALUATIONS = ("evaluate", "evaluate_heldout")
-WEIGHTS = "model.safetensors"
 
 
 def is_cheap(rule: str) -> bool:

@@ -154,6 +154,7 @@ def _findings(
 ) -> Iterator[Finding]:
     yield from checks.presence(folder, plan)
     yield from checks.statements(folder, plan)
+    yield from checks.made(folder, plan)
     yield from checks.contents(folder, plan, digests)
     yield from checks.chain(folder)
     yield from checks.raw_chain(folder, lambda file: digests.get(file) or file_digest(file))
