@@ -401,6 +401,15 @@ def answers_that_cannot_be_read(results: Results) -> str:
     return ANSWERS
 
 
+def answers_that_unpack_to_too_much(results: Results) -> str:
+    path = results / f"{ANSWERS}/samples.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        for _ in range(1025):
+            stream.write(bytes(2**20))
+    results.rewrite(ANSWERS)
+    return ANSWERS
+
+
 def card_that_promises_more(results: Results) -> str:
     path = results / f"{SECOND}/README.md"
     path.write_text(path.read_text(encoding="utf-8") + "The best model of all.\n", encoding="utf-8")
@@ -498,6 +507,7 @@ def file_less_in_folder_and_statement(results: Results) -> str:
         (statement_about_no_file, Code.EXTRA_FILE),
         (artifact_inside_another, Code.ORPHAN),
         (answers_that_cannot_be_read, Code.METRIC_NOT_FROM_ITEMS),
+        (answers_that_unpack_to_too_much, Code.METRIC_NOT_FROM_ITEMS),
         (card_that_promises_more, Code.CONTENT_CHANGED),
         (weights_of_fewer_numbers, Code.WEIGHTS_NOT_AS_SAID),
         (seed_of_another_type, Code.STALE_CONFIG),

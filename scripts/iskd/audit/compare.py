@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 # Further apart, relative distances say nothing; nor is there one to zeros.
 _FAR = 1e6
+# A gibibyte: millions of answers. A packed file can promise a thousand times its size.
+MAX_UNPACKED = 2**30
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,22 @@ def compare_files(one: Path, other: Path) -> Distance:
     return Distance(one.name, relative, where)
 
 
+def unpacked(path: Path) -> bytes:
+    """Read a file that was packed by gzip.
+
+    Raises:
+        ValueError: it is damaged, or unpacks to more than any study's answers take.
+    """
+    try:
+        with gzip.open(path) as stream:
+            data = stream.read(MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name} cannot be unpacked: {error}") from error
+    if len(data) > MAX_UNPACKED:
+        raise ValueError(f"{path.name} unpacks to more than {MAX_UNPACKED:,} bytes")
+    return data
+
+
 def _tensors(one: Path, other: Path) -> Iterator[tuple[str, float]]:
     from safetensors.torch import load_file
 
@@ -72,8 +91,7 @@ def _tensors(one: Path, other: Path) -> Iterator[tuple[str, float]]:
 
 
 def _parsed(path: Path) -> Any:
-    data = path.read_bytes()
-    data = gzip.decompress(data) if path.suffix == ".gz" else data
+    data = unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
         return [json.loads(line) for line in data.splitlines()]

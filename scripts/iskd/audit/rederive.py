@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from iskd.audit.compare import unpacked
 from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import WEIGHTS, Found, StudyFolder
 from iskd.audit.planned import Planned
@@ -144,6 +145,7 @@ def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterat
     from iskd.evaluation.losses import heldout_metrics
     from iskd.evaluation.results import RESULT, SAMPLES, read_result, read_samples
 
+    unpacked(folder.path / place / SAMPLES)
     samples = read_samples(folder.path / place / SAMPLES)
     result = read_result(folder.path / place / RESULT)
     if statement.asked["rule"] == "evaluate":
