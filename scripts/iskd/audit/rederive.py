@@ -6,14 +6,16 @@ as it stands in this checkout; sizes and replaced blocks from the weights' own h
 
 import json
 import logging
+import multiprocessing
 import os
 import runpy
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from iskd.audit.compare import unpacked
 from iskd.audit.findings import Code, Finding
@@ -28,6 +30,8 @@ from iskd.provenance.tensors import count_parameters
 FROM_ITEMS = ("collect_metrics", "collect_measurements")
 FROM_NUMBERS = ("figure_", "table_", "paper_", "collect_paper", "summarize", "model_card")
 EVALUATIONS = ("evaluate", "evaluate_heldout")
+# An artifact takes tens of milliseconds, and a process a few more.
+_WORTH_A_PROCESS = 10
 
 
 def is_cheap(rule: str) -> bool:
@@ -35,32 +39,62 @@ def is_cheap(rule: str) -> bool:
     return rule in FROM_ITEMS or rule.startswith(FROM_NUMBERS)
 
 
-def remade(
+@contextmanager
+def remaking(
     folder: StudyFolder, plan: Mapping[str, Planned], places: list[str]
-) -> Iterator[Finding]:
-    """Make cheap artifacts again in a scratch folder and compare the bytes.
+) -> Iterator[Iterator[Finding]]:
+    """Make cheap artifacts again in scratch folders and compare the bytes.
+
+    Where there are many, other processes do so while this is open.
 
     Args:
         folder: the study.
         plan: what it consists of.
         places: artifacts whose statements name this checkout's code.
+
+    Yields:
+        What is found.
     """
-    for place in places:
-        found, planned = folder.artifacts[place], plan[place]
-        assert found.statement is not None  # noqa: S101 - chosen for what it says
-        with tempfile.TemporaryDirectory(prefix="iskd-again-") as scratch, _quiet():
-            try:
-                made = _run_script(folder, planned, found.statement, Path(scratch))
-            except (Exception, SystemExit) as error:
-                said = f"{planned.asked['rule']} fails on what lies here: {error}"
-                yield Finding(place, _code_of(planned), " ".join(said.split()))
-                continue
-            other = [
-                name
-                for name in found.statement.files
-                if made.get(name) != found.statement.files[name].sha256
-            ]
-        for name in other:
+    # Cards are the many and the quick ones: what is slow comes first, for all to end together.
+    ordered = sorted(places, key=lambda place: plan[place].asked["rule"] == "model_card")
+    workers = min(os.cpu_count() or 1, len(places) // _WORTH_A_PROCESS)
+    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        yield (finding for place in ordered for finding in _remade(folder, plan, place))
+        return
+    # A fork knows at once what this process knows.
+    fork, given = multiprocessing.get_context("fork"), (folder, plan)
+    with ProcessPoolExecutor(workers, fork, initializer=_Worker.start, initargs=given) as pool:
+        found = pool.map(_Worker.remade, ordered)
+        yield (finding for findings in found for finding in findings)
+
+
+class _Worker:
+    """One of several processes that make artifacts again."""
+
+    folder: ClassVar[StudyFolder]
+    plan: ClassVar[Mapping[str, Planned]]
+
+    @classmethod
+    def start(cls, folder: StudyFolder, plan: Mapping[str, Planned]) -> None:
+        cls.folder, cls.plan = folder, plan
+
+    @classmethod
+    def remade(cls, place: str) -> list[Finding]:
+        return list(_remade(cls.folder, cls.plan, place))
+
+
+def _remade(folder: StudyFolder, plan: Mapping[str, Planned], place: str) -> Iterator[Finding]:
+    found, planned = folder.artifacts[place], plan[place]
+    assert found.statement is not None  # noqa: S101 - chosen for what it says
+    with tempfile.TemporaryDirectory(prefix="iskd-again-") as scratch, _quiet():
+        try:
+            made = _run_script(folder, planned, found.statement, Path(scratch))
+        except (Exception, SystemExit) as error:
+            said = f"{planned.asked['rule']} fails on what lies here: {error}"
+            yield Finding(place, _code_of(planned), " ".join(said.split()))
+            return
+    for name, file in found.statement.files.items():
+        if made.get(name) != file.sha256:
             said = "made again from what lies here, it has other bytes"
             yield Finding(f"{place}/{name}", _code_of(planned), said)
 

@@ -131,10 +131,11 @@ def verify(
             f"the bytes of {remembered.trusted} of {len(wanted)} files: trusted, since their size, "
             f"time of change and inode are those of the last call"
         )
-    found = set(_findings(folder, plan, digests, verdict))
-    if derive:
-        found.update(rederive.remade(folder, plan, _to_remake(folder, plan, verdict)))
-    else:
+    to_remake = _to_remake(folder, plan, verdict) if derive else []
+    with rederive.remaking(folder, plan, to_remake) as remade:
+        found = set(_findings(folder, plan, digests, verdict))
+        found.update(remade)
+    if not derive:
         verdict.notes.append("whether figures, tables and texts follow from the numbers: not asked")
     found.update(export.check(folder))
     if root is not None and root != verdict.root:

@@ -1,15 +1,17 @@
 """lm-eval's model around one of ours: importing this module takes seconds.
 
-Two things are ours: the model tells how many tokens it scored, and it hands lm-eval one batch after
-another, so that a killed evaluation can go on after the last that is kept. The batches are those
-that lm-eval would make, and tokenization and scoring are lm-eval's.
+Prompts, tokenization and metrics are lm-eval's. Three things are ours: the model tells how many
+tokens it scored; it works batch after batch, so that a killed evaluation can go on after the last
+that is kept; and what an item's texts share is computed once, by
+:mod:`iskd.evaluation.shared_prefix`. A model for which that has not been shown to be the same is
+scored by lm-eval itself, in the batches that it would make.
 """
 
 import copy
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +19,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from iskd.errors import UserError
+from iskd.evaluation import shared_prefix
 from iskd.evaluation.answers import Scoring
+from iskd.evaluation.shared_prefix import Text, can_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,6 +96,7 @@ class ScoringLM(HFLM):
         self.cut = 0
         self._mask = mask
         self._scoring = scoring or Scoring()
+        self._items: list[object] = []
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[ScoredAnswer]:
         """Score (context, continuation) requests; see lm-eval's HFLM.
@@ -100,6 +105,7 @@ class ScoringLM(HFLM):
             UserError: A continuation alone is longer than the model can read.
             Interrupted: The process was asked to stop; what was scored is kept.
         """
+        self._items = [request.doc_id for request in requests]
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not _on_terminal())
 
     def _loglikelihood_tokens(
@@ -110,12 +116,16 @@ class ScoringLM(HFLM):
     ) -> list[ScoredAnswer]:
         del disable_tqdm  # a bar for each batch would tell nothing; the log says how far it is
         fitted = [self._fit(*request) for request in requests]
-        batches = batches_of(fitted, self.batch_size)
-        scored = super()._loglikelihood_tokens
+        longest = max((len(context) + len(own) for _, context, own in fitted), default=0)
+        if not self._mask and can_share(self.model, longest):
+            batches, score = self._packed(fitted)
+        else:
+            batches = batches_of(fitted, self.batch_size)
+            scored = super()._loglikelihood_tokens
 
-        def score(batch: list[int]) -> list[list[Any]]:
-            asked = [fitted[index] for index in batch]
-            return [list(answer) for answer in scored(asked, True, override_bs)]
+            def score(batch: list[int]) -> list[list[Any]]:
+                asked = [fitted[index] for index in batch]
+                return [list(answer) for answer in scored(asked, True, override_bs)]
 
         tokens = json.dumps([[context, continuation] for _, context, continuation in fitted])
         answers = self._scoring(batches, score, tokens.encode())
@@ -125,6 +135,31 @@ class ScoringLM(HFLM):
             ScoredAnswer(by_request[index], tokens=len(continuation))
             for index, (_, _, continuation) in enumerate(fitted)
         ]
+
+    def _packed(
+        self, requests: Sequence[Request]
+    ) -> tuple[list[list[int]], Callable[[list[int]], list[list[Any]]]]:
+        """Plan to score requests about one item in one sequence.
+
+        Returns:
+            Per batch the places of its requests, and what scores a batch.
+        """
+        texts = [Text((*context, *own), len(context)) for _, context, own in requests]
+        items = self._items if len(self._items) == len(texts) else range(len(texts))
+        groups = shared_prefix.groups_of(texts, items)
+        packed = [shared_prefix.pack([texts[place] for place in group]) for group in groups]
+        plan = {
+            tuple(place for group in batch for place in groups[group]): batch
+            for batch in shared_prefix.batches_of(packed, self.batch_size)
+        }
+
+        def score(batch: list[int]) -> list[list[Any]]:
+            asked = [packed[group] for group in plan[tuple(batch)]]
+            return [
+                list(answer) for found in shared_prefix.score(self.model, asked) for answer in found
+            ]
+
+        return [list(places) for places in plan], score
 
     def loglikelihood_rolling(
         self, requests: list[Any], disable_tqdm: bool = False

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from iskd.paper.columns import Column
 from iskd.paper.formats import is_known, p_value, quantity, with_interval
 from iskd.paper.layout import escape_markdown, markdown_rows
-from iskd.paper.metrics import CHANCE, measure, tidy
+from iskd.paper.metrics import CHANCE, measure
 from iskd.paper.style import task_title
 
 _USE = """\
@@ -40,7 +40,7 @@ def model_card(
         spec: ``study``, ``method``, ``base_model`` (an id of the hub, or None), ``corpus`` (in
             words), ``datasets`` (ids of the hub).
     """
-    rows = _rows_of(pd.concat([tidy(metrics), tidy(measurements)]), model)
+    rows = pd.concat([_rows_of(frame, model) for frame in (metrics, measurements)])
     own = rows[rows["task"].isin(list(headline))]
     results = [
         EvalResult(

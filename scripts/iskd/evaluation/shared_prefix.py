@@ -1,0 +1,219 @@
+"""Texts that begin alike, scored in one sequence: what they share is computed once.
+
+The ten options of a cloze share all but a word and what follows it, four endings their whole
+context. Such texts are packed into one sequence: the shared beginning, then each text's own ending.
+Every token keeps the position that it has in its own text, and a mask lets it see the beginning and
+its own ending only, so that it gets what it would get alone. Logits are computed only where a token
+is asked for. Other software shares beginnings by a cache of keys and values, pass after pass; here
+one pass is enough, and nothing is kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from iskd.models.families import FAMILIES
+from iskd.models.modeling.iskd_blocks import is_published
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Logits that are in memory at a time: 64 MiB in float32.
+_LOGITS = 2**24
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text to score.
+
+    Attributes:
+        tokens: all of it, two at least.
+        context: how many tokens at its beginning are given; the others are asked for.
+    """
+
+    tokens: tuple[int, ...]
+    context: int
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What the model reads: nothing is asked after the last token."""
+        return self.tokens[:-1]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Texts in one sequence.
+
+    Attributes:
+        tokens: the shared beginning, then each text's own ending.
+        positions: of each token, in its own text.
+        owners: of each token: -1 of the beginning, otherwise the place of its text.
+        asked: (place in ``tokens`` whose logits tell, token asked for, place of the text).
+    """
+
+    tokens: list[int]
+    positions: list[int]
+    owners: list[int]
+    asked: list[tuple[int, int, int]]
+
+
+def can_share(model: "PreTrainedModel", longest: int) -> bool:
+    """Tell whether a model sees through a mask what it is meant to see.
+
+    It does where it is of a family that is tested for it, attends to all that came before, and has
+    no defect that depends on masks.
+
+    Args:
+        model: the model.
+        longest: tokens of the longest text.
+    """
+    config = model.config
+    kinds = {
+        kind.model_type
+        for family in FAMILIES.values()
+        for kind in (family.config, family.compact_config)
+    }
+    window = getattr(config, "sliding_window", None)
+    if config.model_type not in kinds or is_published(config):
+        return False
+    return window is None or window >= longest
+
+
+def groups_of(texts: Sequence[Text], items: Sequence[object]) -> list[list[int]]:
+    """Say which texts are to be packed together, so that little is computed.
+
+    Args:
+        texts: what is to be scored.
+        items: what each text is about; only neighbours about the same are packed together.
+
+    Returns:
+        Places of texts, group by group, in their order.
+    """
+    groups: list[list[int]] = []
+    shared = 0
+    for place, text in enumerate(texts):
+        if groups and items[groups[-1][0]] == items[place]:
+            members = len(groups[-1])
+            common = _common(texts[groups[-1][0]].read[:shared], text.read)
+            # With it, all share less; without it, its own beginning is computed again.
+            if members * common > (members - 1) * shared:
+                groups[-1].append(place)
+                shared = common
+                continue
+        groups.append([place])
+        shared = len(text.read)
+    return groups
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the tokens at the beginning that two texts have in common."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
+
+
+def pack(texts: Sequence[Text]) -> Packed:
+    """Put texts into one sequence behind what all of them share."""
+    first = texts[0].read
+    shared = min(_common(first, text.read) for text in texts)
+    packed = Packed(list(first[:shared]), list(range(shared)), [-1] * shared, [])
+    for number, text in enumerate(texts):
+        # Where the tokens of its own ending will lie, counted as if the text stood alone.
+        moved = len(packed.tokens) - shared
+        ending = text.read[shared:]
+        packed.tokens.extend(ending)
+        packed.positions.extend(range(shared, len(text.read)))
+        packed.owners.extend([number] * len(ending))
+        packed.asked.extend(
+            (place if place < shared else place + moved, text.tokens[place + 1], number)
+            for place in range(text.context - 1, len(text.read))
+        )
+    return packed
+
+
+def batches_of(packed: Sequence[Packed], size: int) -> list[list[int]]:
+    """Put packed sequences of like lengths into batches, the longest first.
+
+    Args:
+        packed: the sequences.
+        size: sequences per forward pass.
+
+    Returns:
+        Per batch, the places of its sequences.
+    """
+    ordered = sorted(range(len(packed)), key=lambda n: (-len(packed[n].tokens), packed[n].tokens))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def score(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[tuple[float, bool]]]:
+    """Score packed sequences in one forward pass.
+
+    Args:
+        model: a model that :func:`can_share`, in evaluation mode.
+        batch: B sequences; shorter ones are padded on the right.
+
+    Returns:
+        Per sequence and text: the sum of the log-likelihoods of the tokens asked for, in nats, and
+        whether each of them is the likeliest.
+    """
+    length = max(len(packed.tokens) for packed in batch)
+    device = model.device
+
+    def padded(lists: Sequence[Sequence[int]], filling: int) -> torch.Tensor:
+        rows = [[*row, *[filling] * (length - len(row))] for row in lists]
+        return torch.tensor(rows, device=device)
+
+    given: dict[str, torch.Tensor] = {}
+    # Alone in its sequence, a text is read as any other; padding comes after it.
+    if any(owner >= 0 for packed in batch for owner in packed.owners):
+        owners = padded([packed.owners for packed in batch], -2)
+        given["attention_mask"] = _mask(owners, model.dtype)
+        given["position_ids"] = padded([packed.positions for packed in batch], 0)
+    with torch.inference_mode():
+        tokens = padded([packed.tokens for packed in batch], 0)
+        hidden = model.base_model(input_ids=tokens, use_cache=False, **given).last_hidden_state
+        asked = [
+            (row, place, token, text)
+            for row, packed in enumerate(batch)
+            for place, token, text in packed.asked
+        ]
+        rows, places, targets, _ = (list(column) for column in zip(*asked, strict=True))
+        found, likeliest = _told(model, hidden[rows, places], torch.tensor(targets, device=device))
+    sums: dict[tuple[int, int], tuple[float, bool]] = {}
+    for (row, _, _, text), value, is_likeliest in zip(asked, found, likeliest, strict=True):
+        total, greedy = sums.get((row, text), (0.0, True))
+        sums[row, text] = (total + value, greedy and is_likeliest)
+    return [
+        [sums[row, text] for text in range(len({text for _, _, text in packed.asked}))]
+        for row, packed in enumerate(batch)
+    ]
+
+
+def _mask(owners: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Let each token see what came before in its own text: (B, L) -> (B, 1, L, L), additive."""
+    length = owners.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=owners.device).tril()
+    keys, queries = owners[:, None, :], owners[:, :, None]
+    seen = before & ((keys == -1) | (keys == queries))
+    closed = torch.zeros(seen.shape, dtype=dtype, device=owners.device)
+    return closed.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def _told(
+    model: "PreTrainedModel", hidden: torch.Tensor, targets: torch.Tensor
+) -> tuple[list[float], list[bool]]:
+    """Give each token's log-likelihood, and whether it is the likeliest: (N, H), (N,) -> N, N."""
+    head: Callable[[torch.Tensor], torch.Tensor] = model.get_output_embeddings()
+    size = max(1, _LOGITS // model.config.vocab_size)
+    found: list[float] = []
+    likeliest: list[bool] = []
+    for part, asked in zip(hidden.split(size), targets.split(size), strict=True):
+        logits = head(part).float()
+        # In half precision a sum of log-probabilities would lose most of its digits.
+        own = logits.gather(1, asked[:, None])[:, 0] - logits.logsumexp(1)
+        found += own.tolist()
+        likeliest += (logits.argmax(1) == asked).tolist()
+    return found, likeliest
