@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("planned_once")]
 
 LICENCE = "https://creativecommons.org/licenses/by/4.0/"
 STEP = "substitute_block/toy/iskd/seed_3/step_02"
+CRATE_TERMS = "https://w3id.org/ro/crate/1.1/context"
 VOCABULARY = Path(__file__).parent / "crate_terms.yaml"
 
 
@@ -58,15 +60,39 @@ class Stored(HTTPAdapter):
         return self.build_response(request, raw)
 
 
-@pytest.fixture
-def web(tmp_path: Path) -> Path:
-    """A cache of the two JSON-LD contexts, as far as a crate of ours uses them."""
+def own_contexts() -> dict[str, dict[str, str]]:
+    """Give the two JSON-LD contexts, as far as a crate of ours uses them."""
     terms = yaml.safe_load(VOCABULARY.read_text(encoding="utf-8"))
     plain = {word: f"http://schema.org/{word}" for words in terms["schema.org"] for word in words}
     runs = {term: f"https://w3id.org/ro/terms/workflow-run#{term}" for term in terms["runs"]}
+    return {CRATE_TERMS: plain | terms["elsewhere"], TERMS: runs}
+
+
+def published_contexts() -> dict[str, dict[str, str]] | None:
+    """Give the two as they were published, where they are at hand."""
+    folder = Path(os.environ.get("ISKD_REAL_DATA", "none"), "jsonld")
+    files = {CRATE_TERMS: "ro-crate-1.1.jsonld", TERMS: "wfrun.json"}
+    if not all((folder / name).is_file() for name in files.values()):
+        return None
+    return {
+        url: json.loads((folder / name).read_text(encoding="utf-8"))["@context"]
+        for url, name in files.items()
+    }
+
+
+def test_our_words_mean_what_they_do_in_the_published_contexts() -> None:
+    published = published_contexts()
+    if published is None:
+        pytest.skip("ISKD_REAL_DATA names no folder with the JSON-LD contexts")
+    for url, terms in own_contexts().items():
+        assert {term: published[url].get(term) for term in terms} == terms
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    """A cache of the contexts for the validator: the published ones where they are at hand."""
     contexts = {
-        "https://w3id.org/ro/crate/1.1/context": {"@context": plain | terms["elsewhere"]},
-        TERMS: {"@context": runs},
+        url: {"@context": terms} for url, terms in (published_contexts() or own_contexts()).items()
     }
     cache = tmp_path / "cache"
     with CachedSession(str(cache), backend="sqlite", expire_after=-1) as session:
