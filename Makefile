@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-study test-slurm test-chaos lint lock docs clean
+.PHONY: demo test test-study test-slurm test-chaos bench lint lock docs clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -26,6 +26,9 @@ test-chaos: $(STAMP)  ## kill a study fifty times, at the moments that hurt most
 
 test-slurm: $(STAMP)  ## a part of the embedded study on a real SLURM of two nodes, hit by fault after fault (as root: installs SLURM)
 	$(BIN)/pytest tests/slurm
+
+bench: $(STAMP)  ## rows per second of an evaluation against lm-eval's and the published code's
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.evaluation
 
 lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
 	$(BIN)/ruff format --check scripts tests

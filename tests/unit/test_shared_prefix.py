@@ -72,7 +72,7 @@ def test_each_text_gets_what_it_gets_alone(
     assert can_share(model, longest=10)
     groups = groups_of(given_texts, items)
     packed = [pack([given_texts[place] for place in group]) for group in groups]
-    for batch in batches_of(packed, size):
+    for batch in batches_of(packed, 10 * size):
         scored = score(model, [packed[number] for number in batch])
         for number, found in zip(batch, scored, strict=True):
             for place, (log_likelihood, greedy) in zip(groups[number], found, strict=True):
@@ -101,8 +101,11 @@ def test_packing_loses_nothing_and_computes_no_more(
             assert [rows[at][1] for at, _ in asked] == list(range(text.context - 1, len(text.read)))
     computed = sum(len(sequence.tokens) for sequence in packed)
     assert computed <= sum(len(text.read) for text in given_texts)
-    order = [number for batch in batches_of(packed, 2) for number in batch]
-    assert sorted(order) == list(range(len(packed)))
+    batches = batches_of(packed, 20)
+    assert sorted(number for batch in batches for number in batch) == list(range(len(packed)))
+    for batch in batches:
+        longest = max(len(packed[number].tokens) for number in batch)
+        assert len(batch) == 1 or len(batch) * longest <= 20
 
 
 def test_options_of_a_cloze_are_one_sequence() -> None:

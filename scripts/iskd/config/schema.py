@@ -688,7 +688,9 @@ class Evaluation(Section):
     """How checkpoints are evaluated."""
 
     batch_size: Positive = Field(
-        16, description="Sequences per forward pass: fixed, because scores move with it."
+        16,
+        description="Texts of the longest length that a forward pass has room for: fixed, because "
+        "scores move with it in their last digits.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Number format of the weights during evaluation."

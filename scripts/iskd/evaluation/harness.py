@@ -66,8 +66,10 @@ def evaluate_task(
     """Evaluate a model on the rows of a file, without examples in the prompt.
 
     The same inputs give the same numbers. There is nothing random in the scoring; the batch size
-    is fixed because a float sum depends on the shape it was computed in. The peak memory is about
-    two float32 tensors of batch size x longest text x vocabulary.
+    is fixed because a float sum depends on the shape it was computed in. A forward pass reads no
+    more tokens than batch size x longest text, of texts that begin alike the beginning once
+    (:mod:`iskd.evaluation.shared_prefix`), and holds 64 MiB of logits. A model that lm-eval scores
+    itself takes about two float32 tensors of batch size x longest text x vocabulary.
 
     Args:
         model: A causal language model, on the device to use; left in the mode it came in.

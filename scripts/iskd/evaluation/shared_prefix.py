@@ -134,18 +134,24 @@ def pack(texts: Sequence[Text]) -> Packed:
     return packed
 
 
-def batches_of(packed: Sequence[Packed], size: int) -> list[list[int]]:
+def batches_of(packed: Sequence[Packed], tokens: int) -> list[list[int]]:
     """Put packed sequences of like lengths into batches, the longest first.
 
     Args:
         packed: the sequences.
-        size: sequences per forward pass.
+        tokens: padding included, what a forward pass may read; one sequence always may be read.
 
     Returns:
         Per batch, the places of its sequences.
     """
     ordered = sorted(range(len(packed)), key=lambda n: (-len(packed[n].tokens), packed[n].tokens))
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    batches: list[list[int]] = []
+    for number in ordered:
+        if batches and (len(batches[-1]) + 1) * len(packed[batches[-1][0]].tokens) <= tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
 
 
 def score(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[tuple[float, bool]]]:
@@ -175,21 +181,30 @@ def score(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[tuple[
     with torch.inference_mode():
         tokens = padded([packed.tokens for packed in batch], 0)
         hidden = model.base_model(input_ids=tokens, use_cache=False, **given).last_hidden_state
-        asked = [
-            (row, place, token, text)
-            for row, packed in enumerate(batch)
-            for place, token, text in packed.asked
-        ]
-        rows, places, targets, _ = (list(column) for column in zip(*asked, strict=True))
-        found, likeliest = _told(model, hidden[rows, places], torch.tensor(targets, device=device))
-    sums: dict[tuple[int, int], tuple[float, bool]] = {}
-    for (row, _, _, text), value, is_likeliest in zip(asked, found, likeliest, strict=True):
-        total, greedy = sums.get((row, text), (0.0, True))
-        sums[row, text] = (total + value, greedy and is_likeliest)
+        # Texts ask for what they share, too: each such token once.
+        asked = list(
+            dict.fromkeys(
+                (row, place, token)
+                for row, packed in enumerate(batch)
+                for place, token, _ in packed.asked
+            )
+        )
+        rows, places, targets = (list(column) for column in zip(*asked, strict=True))
+        told = _told(model, hidden[rows, places], torch.tensor(targets, device=device))
+    answers = dict(zip(asked, told, strict=True))
     return [
-        [sums[row, text] for text in range(len({text for _, _, text in packed.asked}))]
+        _summed([(text, *answers[row, place, token]) for place, token, text in packed.asked])
         for row, packed in enumerate(batch)
     ]
+
+
+def _summed(answers: Sequence[tuple[int, float, bool]]) -> list[tuple[float, bool]]:
+    """Sum up the answers about each text: (its place, log-likelihood, whether the likeliest)."""
+    sums: dict[int, tuple[float, bool]] = {}
+    for text, value, likeliest in answers:
+        total, greedy = sums.get(text, (0.0, True))
+        sums[text] = (total + value, greedy and likeliest)
+    return [sums[text] for text in range(len(sums))]
 
 
 def _mask(owners: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -204,8 +219,8 @@ def _mask(owners: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _told(
     model: "PreTrainedModel", hidden: torch.Tensor, targets: torch.Tensor
-) -> tuple[list[float], list[bool]]:
-    """Give each token's log-likelihood, and whether it is the likeliest: (N, H), (N,) -> N, N."""
+) -> list[tuple[float, bool]]:
+    """Give each token's log-likelihood, and whether it is the likeliest: (N, H), (N,) -> N."""
     head: Callable[[torch.Tensor], torch.Tensor] = model.get_output_embeddings()
     size = max(1, _LOGITS // model.config.vocab_size)
     found: list[float] = []
@@ -216,4 +231,4 @@ def _told(
         own = logits.gather(1, asked[:, None])[:, 0] - logits.logsumexp(1)
         found += own.tolist()
         likeliest += (logits.argmax(1) == asked).tolist()
-    return found, likeliest
+    return list(zip(found, likeliest, strict=True))
