@@ -162,14 +162,19 @@ def _sign(asked: argparse.Namespace) -> int:
 
 
 def _export(asked: argparse.Namespace) -> int:
-    from iskd.audit.export import export
+    from iskd.audit.export import export, is_exported
     from iskd.audit.findings import Code
     from iskd.audit.folder import CHECKLIST, CODE, CRATE
     from iskd.audit.verify import verify
 
     verdict = verify(asked.study)
-    # What an earlier export wrote is written anew.
-    verdict.findings = [found for found in verdict.findings if found.code != Code.EXPORT]
+    # What an earlier export wrote is written anew; one that was killed has left no crate.
+    verdict.findings = [
+        found
+        for found in verdict.findings
+        if found.code != Code.EXPORT
+        and not (found.code == Code.ORPHAN and is_exported(found.place))
+    ]
     if verdict.findings:
         sys.stdout.write(f"{verdict.as_text()}nothing was exported\n")
         return verdict.exit_code
