@@ -96,11 +96,29 @@ def test_a_verification_finds_nothing(offline: Clone) -> None:
         f"substitute_block/{STEP}",
         f"evaluate/{STEP}/cbt_context",
         "generate/toy/iskd/seed_17/step_02",
+        "make_toyworld",
+        "figure_pareto/toy",
     ],
 )
 def test_made_again_alone_it_is_the_same_to_the_bit(place: str, offline: Clone) -> None:
     done = offline.iskd("reproduce", f"{RESULTS}/{place}")
     assert done.stdout.splitlines()[:1] == [f"BITWISE {place}"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("place", [f"substitute_block/{STEP}", f"evaluate/{STEP}/cbt_context"])
+def test_killed_in_its_middle_it_is_the_same_to_the_bit(place: str, offline: Clone) -> None:
+    done = offline.iskd("reproduce", f"{RESULTS}/{place}", "--twin", "resume")
+    lines = done.stdout.splitlines()
+    assert lines[:1] == [f"BITWISE {place}"], done.stdout + done.stderr
+    assert "  note: it was killed in its middle, and called again" in lines
+
+
+def test_other_processors_bits_are_near(offline: Clone) -> None:
+    """How a tolerance is calibrated; a processor without vector instructions has the same bits."""
+    place = f"{RESULTS}/substitute_block/{STEP}"
+    done = offline.iskd("reproduce", place, "--twin", "scalar", "--tolerance", "5e-3")
+    assert done.stdout.startswith(("WITHIN_TOLERANCE", "BITWISE")), done.stdout + done.stderr
+    assert "made without vector instructions" in done.stdout
 
 
 def test_weights_in_their_last_bits_are_near_and_others_are_not(

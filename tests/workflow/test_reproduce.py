@@ -13,32 +13,10 @@ from iskd.cli import main
 from .conftest import Clone, make_clone
 from .tampering import RESULTS, Results
 
+# That each kind of artifact is the same again: tests/integration/test_embedded_study.py.
 pytestmark = pytest.mark.slow
 
 WORLD = "make_toyworld"
-
-
-# Models and evaluations: tests/integration/test_embedded_study.py.
-@pytest.mark.parametrize("place", [WORLD, "figure_pareto/toy"])
-def test_each_kind_of_artifact_is_the_same_to_the_bit(
-    place: str, finished: Clone, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["reproduce", str(finished.folder / RESULTS / place)]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"BITWISE {place}"
-
-
-STEP = "substitute_block/toy/iskd/seed_3/step_02"
-
-
-@pytest.mark.parametrize("place", [STEP, "evaluate/toy/iskd/seed_3/step_02/cbt_context"])
-def test_killed_in_its_middle_it_is_the_same_to_the_bit(
-    place: str, finished: Clone, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ["reproduce", str(finished.folder / RESULTS / place), "--twin", "resume"]
-    assert main(command) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"BITWISE {place}"
-    assert "  note: it was killed in its middle, and called again" in out
 
 
 def test_what_saves_nothing_cannot_be_killed_in_its_middle(
@@ -47,17 +25,6 @@ def test_what_saves_nothing_cannot_be_killed_in_its_middle(
     command = ["reproduce", str(finished.folder / RESULTS / WORLD), "--twin", "resume"]
     assert main(command) == 2
     assert "before it had saved anything to go on from" in capsys.readouterr().out
-
-
-def test_other_processors_bits_are_near(
-    finished: Clone, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """How a tolerance is calibrated; a processor without vector instructions has the same bits."""
-    command = ["reproduce", str(finished.folder / RESULTS / STEP), "--twin", "scalar"]
-    assert main([*command, "--tolerance", "1e-4"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(("WITHIN_TOLERANCE", "BITWISE"))
-    assert "made without vector instructions" in out
 
 
 def test_what_cannot_be_the_same_or_made_here_is_refused(
