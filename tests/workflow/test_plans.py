@@ -75,12 +75,6 @@ def test_real_study_plans(clone: Clone) -> None:
     assert "split_corpus" in done.stdout + done.stderr
 
 
-def test_lint_is_clean(clone: Clone) -> None:
-    done = clone.snakemake("--lint")
-    assert done.returncode == 0, done.stdout
-    assert "good condition" in done.stdout + done.stderr
-
-
 def test_generated_files_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "iskd.config", "--check"],

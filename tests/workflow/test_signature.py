@@ -174,7 +174,7 @@ def test_a_key_with_a_password(
 ) -> None:
     secret, public = write_keys(tmp_path, "locked", PASSWORD)
     monkeypatch.setattr("iskd.audit.signature.getpass", lambda prompt: "wrong")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no private key that can be read"):
         load_signer(secret)
     monkeypatch.setattr("iskd.audit.signature.getpass", lambda prompt: PASSWORD)
     sign_with(secret, results)
