@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-study test-slurm test-chaos bench lint lock docs clean
+.PHONY: demo test test-study test-audit test-slurm test-chaos bench lint lock docs clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -20,6 +20,9 @@ test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smalle
 
 test-study: $(STAMP)  ## the embedded study without any network; all arms; several processes
 	$(PYTEST) tests/integration
+
+test-audit: $(STAMP)  ## faults injected into a finished study, each found; signatures, exports, reproduction
+	$(PYTEST) tests/audit
 
 test-chaos: $(STAMP)  ## kill a study fifty times, at the moments that hurt most: same bytes
 	OMP_NUM_THREADS=1 ISKD_KILLS=50 $(BIN)/pytest -s tests/chaos

@@ -14,11 +14,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from iskd.provenance.measured import is_measured
+from tests.audit.tampering import Results
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table
 from tests.slurm.cluster import what_is_missing
 from tests.workflow.conftest import Clone, make_clone, without_network
-from tests.workflow.tampering import Results
 
 RESULTS = "results/embedded"
 STEP = "toy/iskd/seed_17/step_01"

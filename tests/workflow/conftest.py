@@ -15,8 +15,6 @@ from filelock import FileLock
 from iskd.audit.reproduce import no_network
 from iskd.provenance.measured import is_measured
 
-from .tampering import RESULTS, PlannedOnce, Results
-
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("workflow", "scripts", "config", "envs", "tests/config")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -130,20 +128,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
             assert done.returncode == 0, done.stderr[-4000:]
             draft.folder.rename(clone.folder)
     return clone
-
-
-@pytest.fixture
-def planned_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have verifications in this process ask Snakemake once for each study's plan."""
-    monkeypatch.setattr("iskd.audit.verify.Planning", PlannedOnce)
-
-
-@pytest.fixture
-def results(finished: Clone, tmp_path: Path) -> Results:
-    """A copy of the finished study's results, to be tampered with."""
-    folder = tmp_path / "elsewhere" / RESULTS
-    shutil.copytree(finished.folder / RESULTS, folder)
-    return Results(folder)
 
 
 def without_network() -> list[str] | None:

@@ -25,8 +25,8 @@ from iskd.errors import UserError
 from iskd.provenance.artifact import RUN, file_digest
 from iskd.provenance.environment import tree_digest
 from iskd.provenance.statement import canonical_json
+from tests.workflow.conftest import ROOT, Clone
 
-from .conftest import ROOT, Clone
 from .tampering import RESULTS, Results, flip
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("planned_once")]

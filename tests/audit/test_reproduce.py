@@ -9,8 +9,8 @@ import pytest
 
 from iskd.audit.reproduce import choose
 from iskd.cli import main
+from tests.workflow.conftest import Clone, make_clone
 
-from .conftest import Clone, make_clone
 from .tampering import RESULTS, Results
 
 # That each kind of artifact is the same again: tests/integration/test_embedded_study.py.

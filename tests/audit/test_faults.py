@@ -22,8 +22,8 @@ from iskd.cli import main
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, produced, read_manifest
 from iskd.provenance.statement import Produced, canonical_json
+from tests.workflow.conftest import ROOT, Clone, make_clone
 
-from .conftest import ROOT, Clone, make_clone
 from .tampering import RESULTS, Results, flip
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("planned_once")]
