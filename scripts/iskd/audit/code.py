@@ -1,9 +1,11 @@
 """The code that an artifact was made by: this checkout's or a commit's, in another folder."""
 
 import io
+import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,29 @@ class UnavailableError(Exception):
     """Why the code is not to be had here."""
 
 
-def copy_code(top: Path, checkout: Path = CHECKOUT) -> None:
-    """Copy the code of a checkout, this one's if none is named, into a folder."""
-    for name in code_files(checkout):
+def copy_code(top: Path) -> None:
+    """Copy this checkout's code into a folder."""
+    for name in code_files():
         target = top / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkout / name, target)
+        shutil.copyfile(CHECKOUT / name, target)
 
 
-def check_out(commit: str, top: Path) -> None:
-    """Put the code of a commit of this repository into a folder.
+def check_out(run: Mapping[str, Any], top: Path, is_right: Callable[[Path], bool]) -> None:
+    """Put the code of the commit that a report of a run names into a folder.
+
+    Args:
+        run: what an artifact's ``run.json`` says.
+        top: the folder, empty.
+        is_right: tells whether the code there is the one that is looked for.
 
     Raises:
-        UnavailableError: the repository has no such commit.
+        UnavailableError: it names none, this repository has no such commit, or its code is another.
     """
-    if len(commit) not in (40, 64) or set(commit) - set("0123456789abcdef"):
+    commit = (run.get("git") or {}).get("commit")
+    if commit is None:
+        raise UnavailableError(f"the code here is other, and {RUN} names no commit to take it from")
+    if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(commit)):
         raise UnavailableError(f"{RUN} names {commit!r} as its commit, which is none")
     done = subprocess.run(  # noqa: S603 - fixed program; the commit is checked above
         ["git", "-C", str(CHECKOUT), "archive", "--format=tar", commit, *CODE_FOLDERS],  # noqa: S607
@@ -40,9 +50,13 @@ def check_out(commit: str, top: Path) -> None:
         raise UnavailableError(f"commit {commit}, which it was made at, is not in this repository")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(top, filter="data")
+    if not is_right(top):
+        raise UnavailableError(
+            f"it was made by code that neither this checkout nor commit {commit} has"
+        )
 
 
-def recorded_code(run: dict[str, Any], top: Path) -> None:
+def recorded_code(run: Mapping[str, Any], top: Path) -> None:
     """Put the code that a report of a run is about into a folder, byte for byte.
 
     Args:
@@ -52,14 +66,8 @@ def recorded_code(run: dict[str, Any], top: Path) -> None:
     Raises:
         UnavailableError: neither this checkout nor the commit that it names has that code.
     """
-    wanted, commit = run.get("code"), (run.get("git") or {}).get("commit")
+    wanted = run.get("code")
     if wanted == tree_digest():
         copy_code(top)
-        return
-    if commit is None:
-        raise UnavailableError(f"the code here is other, and {RUN} names no commit to take it from")
-    check_out(str(commit), top)
-    if tree_digest(top) != wanted:
-        raise UnavailableError(
-            f"it was made by code that neither this checkout nor commit {commit} has"
-        )
+    else:
+        check_out(run, top, lambda folder: tree_digest(folder) == wanted)

@@ -27,14 +27,12 @@ from iskd.launch import SCRIPTS
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
 from iskd.provenance.environment import LOCK, environment, tree_digest, versions
 from iskd.provenance.fingerprint import code_fingerprint
-from iskd.provenance.ledger import PREFIX
+from iskd.provenance.ledger import PREFIX, STATE_SECONDS
 from iskd.provenance.statement import LOCK_FILE, STATEMENT_TYPE, Statement, canonical_json
 
 # Of the caller's environment, what a program needs to run at all.
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 _DOWNLOADS = "download_"
-# The library of trainings says so too, but takes seconds to be imported.
-STATE_SECONDS = "ISKD_STATE_SECONDS"
 _CONFIG = "recorded.yaml"
 # What a clock says is never said twice.
 _CLOCKED = ("measure_efficiency",)
@@ -195,19 +193,12 @@ def _lay_out_code(found: Found, top: Path, done: Reproduction) -> None:
     """Put the code that made an artifact into a folder: this checkout's, or a commit's."""
     assert found.statement is not None  # noqa: S101 - the caller has looked
     asked, run = found.statement.asked, found.run or {}
-    commit = (run.get("git") or {}).get("commit")
     if code_fingerprint(asked["rule"]) == asked["code"] and file_digest(LOCK) == asked["lock"]:
         copy_code(top)
         if run.get("code") != tree_digest():
             done.notes.append("this checkout is another; what the rule runs is the same in it")
-    elif commit is None:
-        raise _RefusedError(f"the code here is other, and {RUN} names no commit to take it from")
     else:
-        check_out(str(commit), top)
-        if _fingerprint_in(top, asked["rule"]) != asked["code"]:
-            raise _RefusedError(
-                f"it was made by code that neither this checkout nor commit {commit} has"
-            )
+        check_out(run, top, lambda code: _fingerprint_in(code, asked["rule"]) == asked["code"])
         if file_digest(top / LOCK_FILE) != asked["lock"]:
             raise _RefusedError("it was made with another lock of packages than its code has")
     if file_digest(LOCK) != asked["lock"]:

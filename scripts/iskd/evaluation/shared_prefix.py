@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from iskd.models.families import FAMILIES
+from iskd.errors import UserError
+from iskd.models.families import family_of
 from iskd.models.modeling.iskd_blocks import is_published
 
 if TYPE_CHECKING:
@@ -69,16 +70,12 @@ def can_share(model: "PreTrainedModel", longest: int) -> bool:
         model: the model.
         longest: tokens of the longest text.
     """
-    config = model.config
-    kinds = {
-        kind.model_type
-        for family in FAMILIES.values()
-        for kind in (family.config, family.compact_config)
-    }
-    window = getattr(config, "sliding_window", None)
-    if config.model_type not in kinds or is_published(config):
+    try:
+        family_of(model.config)
+    except UserError:
         return False
-    return window is None or window >= longest
+    window = getattr(model.config, "sliding_window", None)
+    return not is_published(model.config) and (window is None or window >= longest)
 
 
 def groups_of(texts: Sequence[Text], items: Sequence[object]) -> list[list[int]]:

@@ -16,6 +16,8 @@ from typing import Any
 from iskd.provenance.artifact import canonical_json, write_text
 
 PREFIX = "attempts-"
+STATE_SECONDS = "ISKD_STATE_SECONDS"
+"""Environment variable: seconds of training between two states; 600 where it is not set."""
 
 
 @dataclass(frozen=True)

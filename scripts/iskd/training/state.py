@@ -23,14 +23,12 @@ from typing import Any
 from iskd.errors import UserError
 from iskd.locks import ask_to_stop, read_holder, take_lock
 from iskd.provenance.artifact import MANIFEST, canonical_json, file_digest, flush, write_text
-from iskd.provenance.ledger import PREFIX, Ledger, Spent
+from iskd.provenance.ledger import PREFIX, STATE_SECONDS, Ledger, Spent
 
 log = logging.getLogger("iskd.training")
 
 # Leaves a shell script, and Snakemake's retries, the choice: try again later (sysexits.h).
 EXIT_AGAIN = 75
-STATE_SECONDS = "ISKD_STATE_SECONDS"
-"""Environment variable: seconds of training between two states; 600 where it is not set."""
 
 _KEPT = 2
 _LOCK = "lock"
