@@ -1,0 +1,221 @@
+"""Tokens per second of a training: ours, and a bare loop of thirty lines.
+
+    python -m tests.benchmarks.training [--rounds 5]
+
+Both train the same model with the same optimiser on the same batches of random tokens. What is
+timed is a run's steps without its first two; what a run costs besides is told by itself.
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from iskd.models.recipes import resolve_sizes
+from iskd.models.substitution import replace_block
+from iskd.training.flops import count_flops
+from iskd.training.loop import fine_tune
+from iskd.training.objectives import Objective, make_objective, next_token_loss
+from iskd.training.optimizer import make_optimizer, parameter_groups
+from tests.benchmarks.timing import spread
+
+SKIPPED = 2
+RATE = {"compact": 1e-3, "rest": 1e-4}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: the teacher's shape, and what a step reads."""
+
+    name: str
+    shape: dict[str, int]
+    batch: int
+    length: int
+    steps: int
+
+
+CASES = (
+    Case(
+        "embedded study's teacher",
+        {"n_layer": 6, "n_embd": 128, "n_head": 4, "vocab_size": 512, "n_positions": 256},
+        batch=8,
+        length=192,
+        steps=12,
+    ),
+    Case(
+        "6 million parameters",
+        {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 6000, "n_positions": 256},
+        batch=8,
+        length=256,
+        steps=8,
+    ),
+    Case(
+        "GPT-2 small",
+        {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_positions": 1024},
+        batch=2,
+        length=128,
+        steps=4,
+    ),
+)
+
+
+def main() -> None:
+    """Print a table: per case and kind of training, ours against the bare loop."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    peak = matmul_flops()
+    print(f"Matrix products of 2,048 rows: {peak / 1e9:.0f} GFLOP/s\n")
+    print("| Model | Training | Tokens/s | against the bare loop | of the matrix limit | set-up, s |")
+    print("|---|---|---|---|---|---|")
+    for case in CASES:
+        for line in table(case, rounds, peak):
+            print(f"| {case.name} | {line} |", flush=True)
+
+
+def table(case: Case, rounds: int, peak: float) -> list[str]:
+    """Time one case's pretraining, substitution step, and step with KL, all in turn."""
+    torch.manual_seed(1)
+    config = GPT2Config(**case.shape)
+    blocks = torch.randint(case.shape["vocab_size"], (case.batch * case.steps, case.length))
+    blocks = blocks.to(torch.int32)
+    teacher = GPT2LMHeadModel(config)
+    sizes = resolve_sizes(config)
+    weights = {"next_token": 0.5, "kl": 0.5, "temperature": 1.0, "hidden": 0.0}
+    ways: dict[str, tuple[bool, Objective]] = {
+        "pretraining": (False, next_token_loss),
+        "step": (True, next_token_loss),
+        "step with KL": (True, make_objective(weights, teacher)),  # type: ignore[arg-type]
+    }
+
+    def fresh(substituted: bool) -> tuple[PreTrainedModel, Any]:
+        model = GPT2LMHeadModel(config)
+        model.load_state_dict(teacher.state_dict())
+        return replace_block(model, 1, sizes, "paper", 1) if substituted else (model, None)
+
+    ours: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    bare: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, (substituted, objective) in ways.items():
+            model, new = fresh(substituted)
+            ours[name].append(steps_of_ours(model, new, blocks, case, objective))
+            model, new = fresh(substituted)
+            bare[name].append(steps_of_bare(model, new, blocks, case, objective))
+    lines = []
+    for name, (substituted, objective) in ways.items():
+        seconds = [step for step, _ in ours[name]]
+        ratios = [b / a for a, b in zip(seconds, bare[name], strict=True)]
+        speed = case.batch * case.length / statistics.median(seconds)
+        model, _ = fresh(substituted)
+        one = {"input_ids": blocks[:1].long()}
+        flops = count_flops(lambda: objective(model, one), model.parameters()) / case.length
+        setup = statistics.median(other for _, other in ours[name])
+        share = f"{flops * speed / peak:.0%}"
+        lines.append(f"{name} | {speed:,.0f} | {spread(ratios)} | {share} | {setup:.2f}")
+    plain, kl = ([step for step, _ in ours[name]] for name in ("step", "step with KL"))
+    costs = spread(b / a for a, b in zip(plain, kl, strict=True))
+    lines.append(f"a step with KL, in steps without | | {costs} | |")
+    return lines
+
+
+def settings_of(case: Case) -> dict[str, Any]:
+    """Give the settings of a case in the config's words."""
+    return {
+        "sequences": case.batch * case.steps,
+        "batch_size": case.batch,
+        "epochs": 1,
+        "learning_rate": RATE,
+        "optimizer": "adamw",
+        "beta2": 0.999,
+        "weight_decay": 0.01,
+        "schedule": "linear",
+        "warmup": 0.0,
+        "clip": 1.0,
+        "precision": "float32",
+    }
+
+
+def steps_of_ours(
+    model: PreTrainedModel, new: Any, blocks: torch.Tensor, case: Case, objective: Objective
+) -> tuple[float, float]:
+    """Train as the workflow does.
+
+    Returns:
+        seconds per step, and what the run has taken besides its steps
+    """
+    begun: list[float] = []
+    started = time.perf_counter()
+    fine_tune(
+        model,
+        blocks,
+        settings_of(case),
+        seed=1,
+        new=[] if new is None else [new],
+        objective=objective,
+        on_step=lambda step, steps: begun.append(time.perf_counter()),
+    )
+    whole = time.perf_counter() - started
+    step = (begun[-1] - begun[SKIPPED]) / (len(begun) - 1 - SKIPPED)
+    return step, whole - step * case.steps
+
+
+def steps_of_bare(
+    model: PreTrainedModel, new: Any, blocks: torch.Tensor, case: Case, objective: Objective
+) -> float:
+    """Train with nothing around it.
+
+    Returns:
+        seconds per step
+    """
+    begun: list[float] = []
+    forward: Callable[..., torch.Tensor] = objective if objective is not next_token_loss else _plain
+    groups = parameter_groups(
+        model,
+        [] if new is None else [new],
+        rate_new=RATE["compact"],
+        rate_rest=RATE["rest"],
+        weight_decay=0.01,
+    )
+    optimizer = make_optimizer("adamw", groups, beta2=0.999)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / case.steps)
+    model.train()
+    for batch in blocks[torch.randperm(len(blocks))].long().split(case.batch):
+        begun.append(time.perf_counter())
+        loss = forward(model, {"input_ids": batch})
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return (begun[-1] - begun[SKIPPED]) / (len(begun) - 1 - SKIPPED)
+
+
+def _plain(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    ids = batch["input_ids"]
+    logits = model(ids, use_cache=False).logits
+    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def matmul_flops() -> float:
+    """Measure how many operations per second this machine's matrix products reach."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        a @ b
+        seconds.append(time.perf_counter() - started)
+    return 2 * 2048**3 / statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()
