@@ -162,6 +162,24 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({f"{TOY}.parallel": "tensor"}, f"{TOY}.parallel", "'fsdp'"),
     ({f"{TOY}.parallel": "fsdp"}, f"{TOY}.parallel", "set gpus to 2 or more"),
     (
+        {f"{TOY}.training.micro_batch": 0},
+        f"{TOY}.training.micro_batch",
+        "greater than or equal to 1",
+    ),
+    (
+        {
+            f"{TOY}.training.micro_batch": 2,
+            "arms.x": {"method": "iskd", "objective": {"next_token": 1.0, "hidden": 1.0}},
+        },
+        f"{TOY}.training.micro_batch",
+        "arms.x.objective is a mean over the whole batch",
+    ),
+    (
+        {f"{TOY}.training.compile": True, "arms.x": {"method": "theseus"}},
+        f"{TOY}.training.compile",
+        "arms.x reaches into the model at every step, by method theseus",
+    ),
+    (
         {f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp", "arms.x": {"method": "theseus"}},
         f"{TOY}.parallel",
         "both blocks of arms.x",
@@ -328,6 +346,9 @@ def test_defaults_are_the_published_settings() -> None:
     assert teacher.compact.initialisation is None
     assert study.evaluation.steps == "all"
     assert teacher.training.model_dump() == {
+        "micro_batch": None,
+        "checkpointing": False,
+        "compile": False,
         "epochs": 1,
         "sequences": None,
         "batch_size": 8,

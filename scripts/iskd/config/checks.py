@@ -105,6 +105,31 @@ class Checks:
             )
         self._shapes(key, teacher)
         self._processes(key, teacher)
+        self._fitting(key, teacher)
+
+    def _fitting(self, key: str, teacher: Teacher) -> None:
+        """Check that no arm needs more of a batch, or of a model, than its training will show."""
+        asked = teacher.training
+        parts = asked.micro_batch is not None and (
+            asked.micro_batch < asked.batch_size // teacher.gpus
+        )
+        for name, arm in self.study.arms.items():
+            objective = getattr(arm, "objective", None)
+            hidden = objective is not None and bool(objective.hidden)
+            if parts and hidden:
+                self._fail(
+                    f"{key}.training.micro_batch",
+                    f"the term hidden of arms.{name}.objective is a mean over the whole batch, "
+                    "which must go through the model at once; leave micro_batch out, or set hidden "
+                    "to 0",
+                )
+            if asked.compile and (hidden or isinstance(arm, TheseusArm)):
+                self._fail(
+                    f"{key}.training.compile",
+                    f"arms.{name} reaches into the model at every step, by "
+                    f"{'its term hidden' if hidden else 'method theseus'}, which a compiled one "
+                    "does not allow; leave compile out, or that arm",
+                )
 
     def _processes(self, key: str, teacher: Teacher) -> None:
         """Check that the processes of a training can share every batch evenly."""

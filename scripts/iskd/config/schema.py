@@ -81,7 +81,27 @@ class LearningRates(Section):
     )
 
 
-class Training(Section):
+class Fitting(Section):
+    """How a training is fitted into a device's memory; what is learnt stays the same."""
+
+    micro_batch: Positive | None = Field(
+        None,
+        description="Sequences that go through the model at once; left out, a whole batch. The "
+        "gradients of a batch's parts are added up, so that batch_size stays what it is.",
+    )
+    checkpointing: bool = Field(
+        False,
+        description="Keep each block's input only and compute the rest again on the way back: less "
+        "memory, about a third more work. For when a micro_batch of 1 does not fit.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the model for its one shape (torch.compile): faster after a minute or "
+        "more, with other roundings.",
+    )
+
+
+class Training(Fitting):
     """One fine-tuning run. The defaults are the published code's for GPT-2."""
 
     epochs: Positive = Field(1, description="Passes over a step's sequences.")
@@ -281,7 +301,7 @@ class TeacherArchitecture(Architecture):
     )
 
 
-class Pretraining(Section):
+class Pretraining(Fitting):
     """How a teacher is trained from scratch."""
 
     seed: Seed = Field(1, description="Seed of its weights and of the order of its data.")

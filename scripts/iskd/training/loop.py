@@ -84,6 +84,21 @@ class _ObjectiveTrainer(Trainer):
 
     objective: Objective = staticmethod(next_token_loss)
     reporter: "_Reporter"
+    micro_batch: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        blocks: torch.Tensor,
+        reporter: "_Reporter",
+    ) -> "_ObjectiveTrainer":
+        """Make one that reports to our own log instead of printing."""
+        made = cls(model=model, args=args, train_dataset=TokenBlocks(blocks), callbacks=[reporter])
+        made.reporter = reporter
+        made.remove_callback(_printer())
+        return made
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Have the processes share the batches that one alone would see, in the same order."""
@@ -109,25 +124,41 @@ class _ObjectiveTrainer(Trainer):
             data_seed=self.args.data_seed,
         )
 
-    def compute_loss(
+    def training_step(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Give the objective's loss; every sequence has the same length, so the mean is exact."""
-        del return_outputs, num_items_in_batch
+        """Add up the gradients of a batch, as much of it at once as fits into memory.
+
+        Every sequence has the same length, so that means weighted by sequences are exact.
+        """
+        del num_items_in_batch
+        model.train()
+        ids = self._prepare_inputs(inputs)["input_ids"]
+        counted, weight = self._part()
+        parts = ids.split(self.micro_batch or len(ids))
+        total = torch.zeros((), device=ids.device)
+        for number, part in enumerate(parts, 1):
+            # Processes exchange their gradients once per batch.
+            waits = number < len(parts) and world().size > 1
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                loss = self.objective(model, {"input_ids": part, **counted})
+                loss = loss * (weight * len(part) / len(ids))
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.reporter.losses.append(mean(total))
+        return total
+
+    def _part(self) -> tuple[dict[str, torch.Tensor], float]:
+        """Say what an objective must know of this process's part of a batch, and its weight."""
         together = world()
         if together.size == 1:
-            loss = self.objective(model, inputs)
-        else:
-            whole = self.reporter.batch_of(self.state.global_step)
-            part = len(range(whole)[share(whole, together)])
-            loss = self.objective(model, {**inputs, "counted": torch.tensor(part)})
-            loss = loss * (part * together.size / whole)
-        self.reporter.losses.append(mean(loss.detach()))
-        return loss
+            return {}, 1.0
+        whole = self.reporter.batch_of(self.state.global_step)
+        part = len(range(whole)[share(whole, together)])
+        return {"counted": torch.tensor(part)}, part * together.size / whole
 
 
 class _Reporter(TrainerCallback):
@@ -230,7 +261,7 @@ def make_deterministic(seed: int) -> None:
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # That would also fill all memory before it is written: it finds reads of what nobody wrote,
     # changes no result where there are none, and costs a large model's step some percent.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def check_finite(loss: float, step: int, steps: int) -> None:
@@ -330,14 +361,11 @@ def fine_tune(
         args.output_dir = scratch if states is None else str(states.path)
         if trained is not model:
             split_by_block(trained, args)
-        trainer = _ObjectiveTrainer(
-            model=trained, args=args, train_dataset=TokenBlocks(blocks), callbacks=[reporter]
-        )
+        trainer = _ObjectiveTrainer.of(trained, args, blocks, reporter)
         # Not handed over as an argument, which it refuses for a model that is split.
         trainer.optimizer = optimizer
         trainer.objective = objective
-        trainer.reporter = reporter
-        trainer.remove_callback(_printer())
+        trainer.micro_batch = settings.get("micro_batch")
         if together.size > 1:
             # The Trainer has seeded all processes alike; dropout shall differ between them.
             torch.manual_seed(seed + together.rank)
@@ -356,6 +384,7 @@ def fine_tune(
             )
     if trained is not model:
         take_over(model, trained)
+    model.activation_checkpointing_disable()
     if together.first and not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise UserError(f"after {steps} steps the weights are no numbers; {_LOWER}")
     model.eval()
@@ -363,14 +392,21 @@ def fine_tune(
 
 
 def _flops_of_a_sequence(model: PreTrainedModel, blocks: torch.Tensor, objective: Objective) -> int:
-    """Count what training on one sequence costs, forward and backward."""
-    training = model.training
+    """Count what training on one sequence costs, forward and backward.
+
+    What checkpointing computes again is no part of it.
+    """
+    training, checkpointing = model.training, model.is_activation_checkpointing
     model.train()
     batch = {"input_ids": blocks[:1].long().to(model.device)}
+    if checkpointing:
+        model.activation_checkpointing_disable()
     try:
         return count_flops(lambda: objective(model, batch), model.parameters())
     finally:
         model.train(training)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _arguments(
@@ -384,6 +420,10 @@ def _arguments(
         warmup_steps=round(settings["warmup"] * steps),
         max_grad_norm=settings["clip"] or 0.0,
         bf16=settings["precision"] == "bfloat16",
+        activation_checkpointing=settings.get("checkpointing", False),
+        # The other kind puts no gradient on a model whose first inputs need none.
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        torch_compile=settings.get("compile", False),
         seed=seed,
         data_seed=seed,
         logging_steps=max(1, steps // REPORTS),

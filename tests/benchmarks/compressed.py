@@ -1,0 +1,77 @@
+"""Speed of compressed models against their teacher: every recipe, 30 % and 50 % smaller.
+
+    python -m tests.benchmarks.compressed [--rounds 5]
+
+Measured by what the workflow measures with: teacher and model in turn, prompts read (prefill), then
+tokens written one after the other with a KV cache (decode). Weights are random. As many blocks are
+replaced, from the second on, as blocks of the recipe's own size would need; then their sizes are
+fitted to the reduction.
+"""
+
+import argparse
+import logging
+import math
+import os
+from typing import cast, get_args
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, PreTrainedModel
+
+from iskd.evaluation.efficiency import DECODE, MODEL, PREFILL, Load, measure, summarise
+from iskd.models.recipes import Recipe, block_parameters, parameter_count, resolve_sizes
+from iskd.models.substitution import compact_config
+
+SHAPES = {
+    "6 million parameters": {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 6000},
+    "GPT-2 small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
+}
+REDUCTIONS = (0.3, 0.5)
+BATCH_SIZES = (1, 32)
+
+
+def main() -> None:
+    """Print a table: per shape, recipe and reduction, the model's speed in the teacher's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    load = Load(BATCH_SIZES, prompt_tokens=32, new_tokens=8, repeats=rounds, warmup=1, seed=1)
+    phases = [f"{phase}_b{size}" for phase in (PREFILL, DECODE) for size in BATCH_SIZES]
+    print("| Model | Recipe | Smaller by | Blocks |", *(f" {phase} |" for phase in phases), sep="")
+    print("|---" * (4 + len(phases)) + "|")
+    for shape, sizes in SHAPES.items():
+        config = GPT2Config(n_positions=1024, **sizes)
+        teacher = fresh(config)
+        for reduction in REDUCTIONS:
+            for recipe in get_args(Recipe):
+                small = compressed(config, recipe, reduction)
+                model = fresh(small)
+                found = summarise(list(measure(model, teacher, load)))[MODEL]
+                told = [found[f"{phase}_ratio"] for phase in phases]
+                ratios = [f"{m.value:.2f} ({m.low:.2f} to {m.high:.2f})" for m in told]
+                exact = 1 - model.num_parameters() / teacher.num_parameters()
+                many = len([*(small.compact_blocks or ()), *(small.narrow_blocks or ())])
+                first = f"| {shape} | {recipe} | {exact:.1%} | {many} of {sizes['n_layer']} |"
+                print(first, *(f" {ratio} |" for ratio in ratios), sep="", flush=True)
+
+
+def fresh(config: PreTrainedConfig) -> PreTrainedModel:
+    """Draw a model."""
+    torch.manual_seed(1)
+    return cast("PreTrainedModel", AutoModelForCausalLM.from_config(config).eval())
+
+
+def compressed(config: PreTrainedConfig, recipe: Recipe, reduction: float) -> PreTrainedConfig:
+    """Give the config of a model that is smaller by so much."""
+    own = resolve_sizes(config, recipe)
+    saved = block_parameters(config, None) - block_parameters(config, own)
+    most = config.num_hidden_layers
+    many = min(most, math.ceil(reduction * parameter_count(config) / saved))
+    sizes = resolve_sizes(config, recipe, replaced=many, reduction=reduction)
+    indices = [(1 + number) % most for number in range(many)]
+    return compact_config(config, sorted(indices), sizes)
+
+
+if __name__ == "__main__":
+    main()
