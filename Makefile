@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-study test-audit test-slurm test-chaos bench lint lock docs clean
+.PHONY: demo test test-study test-audit test-slurm test-chaos test-gpu bench lint lock docs clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -30,8 +30,14 @@ test-chaos: $(STAMP)  ## kill a study fifty times, at the moments that hurt most
 test-slurm: $(STAMP)  ## a part of the embedded study on a real SLURM of two nodes, hit by fault after fault (as root: installs SLURM)
 	$(BIN)/pytest tests/slurm
 
-bench: $(STAMP)  ## rows per second of an evaluation against lm-eval's and the published code's
+test-gpu: $(STAMP)  ## what only a GPU can show: bits, memory, autocast, fused and compiled steps
+	$(BIN)/pytest tests/gpu
+
+bench: $(STAMP)  ## evaluation, training, compressed models and the workflow itself, each against something else: half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.evaluation
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
+	OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 $(BIN)/python -m tests.benchmarks.compressed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.workflow --largest 1000
 
 lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
 	$(BIN)/ruff format --check scripts tests

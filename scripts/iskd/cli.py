@@ -116,6 +116,19 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--seed", type=int, default=0, help="of the draw")
     again.add_argument("--json", action="store_true", help="print the verdicts for machines")
     again.set_defaults(run=_reproduce)
+    memory = commands.add_parser(
+        "memory",
+        help="does a training of this model fit on my GPU, and with which settings?",
+        description="Work out what a fine-tuning of a model holds in memory, and which micro_batch "
+        "fits on a card. Nothing is allocated or computed.",
+    )
+    memory.add_argument("model", type=Path, help="a Hugging Face folder: its config.json is enough")
+    memory.add_argument("--length", type=int, required=True, help="tokens per sequence")
+    memory.add_argument(
+        "--cards", type=float, nargs="+", default=[24, 40, 80], metavar="GB", help="sizes of cards"
+    )
+    memory.add_argument("--kl", action="store_true", help="with the teacher in memory, in bfloat16")
+    memory.set_defaults(run=_memory)
     diff = commands.add_parser(
         "diff",
         help="what differs between two runs of a study?",
@@ -195,6 +208,13 @@ def _trace(asked: argparse.Namespace) -> int:
         sys.stdout.write(as_text(origin))
     else:
         asked.html.write_text(as_page(origin), encoding="utf-8")
+    return 0
+
+
+def _memory(asked: argparse.Namespace) -> int:
+    from iskd.training.memory import memory_table
+
+    print(memory_table(asked.model, asked.length, asked.cards, kl=asked.kl))
     return 0
 
 

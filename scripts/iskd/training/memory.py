@@ -1,0 +1,180 @@
+"""How much memory a training takes, worked out before it is tried.
+
+Weights, gradients and the optimiser's moments follow from the parameters. What the forward pass
+keeps for the way back is counted on tensors that have shapes and no numbers: each storage that
+autograd saves, once. Kernels that need room of their own, the allocator's rounding and the
+libraries' half a gigabyte come on top: leave a tenth of a card to them.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from iskd.errors import UserError
+from iskd.models.families import family_of
+from iskd.models.folder import load_config
+from iskd.training.objectives import next_token_loss
+
+_FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a training step holds when it holds most, when its backward pass begins.
+
+    Attributes:
+        weights: the parameters in float32.
+        gradients: as many, in float32.
+        optimizer: Adam's two moments, in float32.
+        activations: what autograd keeps, the logits' gradient, and what of one block is computed
+            again where there is checkpointing.
+        teacher: a frozen teacher's weights and its logits; 0 where nobody listens to one.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    teacher: int
+
+    @property
+    def total(self) -> int:
+        """The sum: what a GPU must have free, its libraries' own needs aside."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def plan_memory(
+    config: PreTrainedConfig,
+    sequences: int,
+    length: int,
+    *,
+    precision: str = "float32",
+    checkpointing: bool = False,
+    teacher: PreTrainedConfig | None = None,
+    teacher_precision: str = "float32",
+) -> MemoryPlan:
+    """Work out the memory of a training step; nothing is allocated.
+
+    Args:
+        config: of the model that is trained, its changed blocks included.
+        sequences: that go through the model at once (``micro_batch``).
+        length: tokens of each.
+        precision: ``float32`` or ``bfloat16`` (autocast).
+        checkpointing: keep each block's input only.
+        teacher: config of a teacher whose distribution is learnt from (the term ``kl``).
+        teacher_precision: the data type that it answers in.
+    """
+    with FakeTensorMode():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        weights = _FLOAT32 * sum(p.numel() for p in model.parameters())
+        kept = _kept(model, sequences, length, precision)
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            inputs = _kept(model, sequences, length, precision)
+            kept = inputs + (kept - inputs) // config.num_hidden_layers
+        kept += _FLOAT32 * sequences * length * config.vocab_size
+        listened = 0
+        if teacher is not None:
+            size = getattr(torch, teacher_precision).itemsize
+            with torch.device("meta"):
+                other = AutoModelForCausalLM.from_config(teacher)
+            logits = sequences * length * teacher.vocab_size
+            # Its logits, and the gradient that the divergence leaves in the student's own type.
+            own = 2 if precision == "bfloat16" else _FLOAT32
+            listened = size * (sum(p.numel() for p in other.parameters()) + logits) + own * logits
+    return MemoryPlan(weights, weights, 2 * weights, kept, listened)
+
+
+def largest_micro_batch(plan: Callable[[int], MemoryPlan], room: int) -> int:
+    """Find how many sequences can go through the model at once.
+
+    Args:
+        plan: the plan for a number of sequences; from two on it grows by the same with each.
+        room: bytes.
+
+    Returns:
+        their number; 0 where not even one fits
+    """
+    # A single sequence needs some copies less.
+    one, two, three = (plan(sequences).total for sequences in (1, 2, 3))
+    if two > room:
+        return int(one <= room)
+    return 2 + (room - two) // (three - two)
+
+
+def _kept(model: PreTrainedModel, sequences: int, length: int, precision: str) -> int:
+    """Count the bytes that autograd keeps between forward and backward, parameters left out."""
+    known = {p.untyped_storage()._cdata for p in model.parameters()}
+    sizes: dict[int, tuple[int, torch.UntypedStorage]] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            # The storage itself is held, so that no other one gets its address.
+            sizes[storage._cdata] = storage.nbytes(), storage
+        return tensor
+
+    same: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # noqa: E731
+    model.train()
+    autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    ids = torch.zeros(sequences, length, dtype=torch.long)
+    with saved_tensors_hooks(keep, same), autocast:
+        next_token_loss(model, {"input_ids": ids})
+    return sum(size for size, _ in sizes.values())
+
+
+def memory_table(model: Path, length: int, cards: Sequence[float], *, kl: bool) -> str:
+    """Write a Markdown table: what a training takes, and the micro_batch that fits on each card.
+
+    Args:
+        model: folder with a model's ``config.json``.
+        length: tokens per sequence.
+        cards: their sizes in GB (10^9 bytes); a tenth of each is left to the libraries.
+        kl: the model's own like listens, in bfloat16.
+
+    Raises:
+        UserError: there is no config, it is of no family that is known, or ``length`` is too long.
+    """
+    config = _config(model)
+    if not 0 < length <= config.max_position_embeddings:
+        raise UserError(
+            f"--length {length}: {model} takes 1 to {config.max_position_embeddings} tokens"
+        )
+    head = ["precision", "checkpointing", "weights", "gradients", "Adam", "one sequence", "teacher"]
+    lines = [[*head, *(f"micro_batch on {card:g} GB" for card in cards)], ["---"] * len(head)]
+    lines[1] += ["---"] * len(cards)
+    for precision in ("float32", "bfloat16"):
+        for checkpointing in (False, True):
+            plan = cache(
+                partial(
+                    plan_memory,
+                    config,
+                    length=length,
+                    precision=precision,
+                    checkpointing=checkpointing,
+                    teacher=config if kl else None,
+                    teacher_precision="bfloat16",
+                )
+            )
+            one = plan(1)
+            parts = (one.weights, one.gradients, one.optimizer, one.activations, one.teacher)
+            fits = [largest_micro_batch(plan, int(0.9e9 * card)) for card in cards]
+            row = [precision, "yes" if checkpointing else "no"]
+            row += [f"{size / 1e9:.2f} GB" for size in parts]
+            lines.append([*row, *(str(size) if size else "none" for size in fits)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _config(model: Path) -> PreTrainedConfig:
+    if not (model / "config.json").is_file():
+        raise UserError(f"{model}: no config.json here; name a Hugging Face model's folder")
+    config = load_config(model)
+    family_of(config)
+    return config

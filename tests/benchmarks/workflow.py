@@ -1,0 +1,141 @@
+"""What the workflow itself takes: planning, an idle call, a job's imports, a study on one core.
+
+    python -m tests.benchmarks.workflow [--rounds 5] [--largest 10000]
+
+All in clones of its own. A study's own share is the part of its wall time on one core in which no
+job does its work; a job works from where its script begins until its artifact is published.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.benchmarks.timing import spread
+from tests.workflow.conftest import Clone, make_clone
+
+EMBEDDED = "config/config.yaml"
+TINY = "tests/config/tiny.yaml"
+JOBS_PER_SEED = 21
+"""Jobs that a further seed adds to the smallest study."""
+
+_RARELY = "import gc; gc.set_threshold(100_000, 20, 100)"
+_IMPORTS = {
+    "a training's": "iskd.training.steps, iskd.models.folder",
+    "an evaluation's": "iskd.evaluation.lm, iskd.evaluation.lm_task",
+    "a figure's": "iskd.paper.figures.tradeoff",
+    "none": "sys",
+}
+
+
+def main() -> None:
+    """Print a table for each of the four."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--largest", type=int, default=10_000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        imports(asked.rounds)
+        planning(Path(folder), asked.rounds, asked.largest)
+        clone = make_clone(Path(folder, "study"))
+        own_share(clone)
+        idle(clone, asked.rounds)
+
+
+def imports(rounds: int) -> None:
+    """Time a process that imports what a job does, and ends as a job does."""
+    print("| A process whose imports are | seconds |\n|---|---|")
+    for name, modules in _IMPORTS.items():
+        code = f"{_RARELY}; import {modules}; gc.freeze()"
+        told = [_seconds([sys.executable, "-c", code], Path.cwd()) for _ in range(rounds)]
+        print(f"| {name} | {spread(told)} |", flush=True)
+    print()
+
+
+def planning(folder: Path, rounds: int, largest: int) -> None:
+    """Time `snakemake -n` for more and more jobs; the smallest sizes as often as ``rounds``."""
+    print("| Jobs planned | seconds | milliseconds a job | peak memory, MB |\n|---|---|---|---|")
+    for size in (100, 1_000, 10_000):
+        if size > largest:
+            continue
+        clone = make_clone(folder / f"planned_{size}")
+        seeds = ", ".join(str(seed) for seed in range(max(1, size // JOBS_PER_SEED)))
+        clone.edit(TINY, "seeds: [3]", f"seeds: [{seeds}]")
+        seconds, memory, jobs = [], 0, 0
+        for _ in range(rounds if size < 10_000 else 1):
+            started = time.perf_counter()
+            jobs, memory = _planned(clone)
+            seconds.append(time.perf_counter() - started)
+        each = 1000 * statistics.median(seconds) / jobs
+        print(f"| {jobs:,} | {spread(seconds, 1)} | {each:.1f} | {memory:,} |", flush=True)
+    print()
+
+
+def _planned(clone: Clone) -> tuple[int, int]:
+    code = (
+        "import resource, subprocess, sys; "
+        "done = subprocess.run(sys.argv[1:], capture_output=True, text=True); "
+        "print(done.stdout + done.stderr); "
+        "print('peak', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"
+    )
+    call = ["-m", "snakemake", "-n", "--configfile", TINY, "-q", "rules"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, sys.executable, *call],
+        cwd=clone.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    total = re.search(r"^total +(\d+)$", done.stdout, re.MULTILINE)
+    peak = re.search(r"^peak (\d+)$", done.stdout, re.MULTILINE)
+    assert total is not None, done.stdout[-2000:]
+    assert peak is not None
+    return int(total[1]), int(peak[1])
+
+
+def own_share(clone: Clone) -> None:
+    """Run the embedded study on one core, once, and say what of it is no job's work."""
+    started = time.perf_counter()
+    done = clone.snakemake("--configfile", EMBEDDED, "-c", "1")
+    wall = time.perf_counter() - started
+    assert done.returncode == 0, done.stderr[-4000:]
+    runs = list((clone.folder / "results/embedded").rglob("run.json"))
+    work = sum(json.loads(run.read_text(encoding="utf-8"))["seconds"] for run in runs)
+    print("| Embedded study, one core | |\n|---|---|")
+    print(f"| wall time | {wall:.0f} s |")
+    print(f"| its {len(runs)} jobs' own work | {work:.0f} s |")
+    print(f"| the workflow's share | {1 - work / wall:.1%} |\n", flush=True)
+
+
+def idle(clone: Clone, rounds: int) -> None:
+    """Time a call that finds nothing to do, against Snakemake with an empty workflow."""
+    empty = clone.folder / "empty.smk"
+    empty.write_text("rule all:\n", encoding="utf-8")
+    ours = ["--configfile", EMBEDDED, "-c", "1"]
+    calls: dict[str, Callable[[], float]] = {
+        "an idle call": lambda: _seconds([sys.executable, "-m", "snakemake", *ours], clone.folder),
+        "an empty workflow": lambda: _seconds(
+            [sys.executable, "-m", "snakemake", "-c", "1", "-s", "empty.smk"], clone.folder
+        ),
+    }
+    told = {name: [call() for _ in range(rounds)] for name, call in calls.items()}
+    print("| Snakemake with | seconds |\n|---|---|")
+    for name, seconds in told.items():
+        print(f"| {name} | {spread(seconds)} |", flush=True)
+    print()
+
+
+def _seconds(command: list[str], folder: Path) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
