@@ -1,5 +1,6 @@
 """How a training is fitted into memory changes what is kept, not what is learnt."""
 
+import re
 import shutil
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from iskd.errors import UserError
 from iskd.models import replace_block
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import make_objective
@@ -85,6 +87,30 @@ def test_checkpointing_goes_with_a_teacher_and_dropout() -> None:
         fine_tune(model, random_blocks(8), settings, seed=1, objective=objective)
         found.append(model.state_dict())
     assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({}, "full with 4 sequences at once; set training.micro_batch to less than 4"),
+        ({"micro_batch": 2}, "full with 2 sequences at once; set training.micro_batch to less"),
+        ({"micro_batch": 1}, "full with 1 sequences at once; set training.checkpointing ("),
+        ({"micro_batch": 1, "checkpointing": True}, "at once; train on several GPUs"),
+    ],
+)
+def test_full_memory_is_told_with_what_takes_less(how: dict[str, Any], told: str) -> None:
+    asked = 0
+
+    def objective(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        nonlocal asked
+        asked += 1
+        if asked > 1:  # the first is the throw-away pass
+            raise torch.OutOfMemoryError
+        loss: torch.Tensor = model(input_ids=batch["input_ids"]).logits.mean()
+        return loss
+
+    with pytest.raises(UserError, match=re.escape(told)):
+        fine_tune(fresh(), random_blocks(8), SETTINGS | how, seed=1, objective=objective)
 
 
 @pytest.mark.slow

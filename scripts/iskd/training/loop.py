@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -325,7 +325,8 @@ def fine_tune(
         proportional to)
 
     Raises:
-        UserError: the sequences are longer than the model takes, or the training diverges.
+        UserError: the sequences are longer than the model takes, the training diverges, or it does
+            not fit into the GPU's memory.
         Interrupted: the process was asked to stop; the state is saved.
     """
     check_length(model, blocks)
@@ -357,8 +358,7 @@ def fine_tune(
     with tempfile.TemporaryDirectory() as scratch, listening:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         states = states_of(work, device) if work is not None else None
-        args = _arguments(model, settings, seed=seed, steps=steps)
-        args.output_dir = scratch if states is None else str(states.path)
+        args = _arguments(model, settings, seed, steps, str(states.path if states else scratch))
         if trained is not model:
             split_by_block(trained, args)
         trainer = _ObjectiveTrainer.of(trained, args, blocks, reporter)
@@ -377,7 +377,8 @@ def fine_tune(
             reporter.carry_on(read_curve(newest), step_of(newest))
             work.resumed.append(step_of(newest))
             log.info("resumed after step %d of %d", step_of(newest), steps)
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        with _full_memory_told(settings):
+            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if trainer.state.global_step < steps:
             raise Interrupted(
                 f"{stop.asked} after step {trainer.state.global_step} of {steps}; its state is kept"
@@ -389,6 +390,25 @@ def fine_tune(
         raise UserError(f"after {steps} steps the weights are no numbers; {_LOWER}")
     model.eval()
     return reporter.history
+
+
+@contextmanager
+def _full_memory_told(settings: dict[str, Any]) -> Iterator[None]:
+    """Say which settings take less memory, where a GPU has too little."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        at_once = settings.get("micro_batch") or settings["batch_size"]
+        if at_once > 1:
+            less = f"set training.micro_batch to less than {at_once}"
+        elif not settings.get("checkpointing"):
+            less = "set training.checkpointing"
+        else:
+            less = "train on several GPUs (gpus, and parallel: fsdp)"
+        raise UserError(
+            f"the GPU's memory is full with {at_once} sequences at once; {less} "
+            "(`iskd memory` tells what fits on which card)"
+        ) from error
 
 
 def _flops_of_a_sequence(model: PreTrainedModel, blocks: torch.Tensor, objective: Objective) -> int:
@@ -410,10 +430,11 @@ def _flops_of_a_sequence(model: PreTrainedModel, blocks: torch.Tensor, objective
 
 
 def _arguments(
-    model: PreTrainedModel, settings: dict[str, Any], *, seed: int, steps: int
+    model: PreTrainedModel, settings: dict[str, Any], seed: int, steps: int, folder: str
 ) -> TrainingArguments:
     """Say the settings of a run in the Trainer's words."""
     args = TrainingArguments(
+        output_dir=folder,
         num_train_epochs=settings["epochs"],
         per_device_train_batch_size=settings["batch_size"] // world().size,
         lr_scheduler_type=_SCHEDULES[settings["schedule"]],
