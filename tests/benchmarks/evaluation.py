@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
 BATCH_SIZE = 16
-ROWS = {"6 million parameters": 30, "GPT-2 small": 4}
+ROWS = {"6 million parameters": 60, "GPT-2 small": 4}
 SHAPES: dict[str, dict[str, int]] = {
     "6 million parameters": {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 6000},
     "GPT-2 small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
@@ -81,12 +81,12 @@ def material() -> tuple[list[str], dict[str, list[Row]]]:
     folder = os.environ.get("ISKD_REAL_DATA")
     if folder is None:
         world = make_toyworld(
-            seed=1, stories=400, heldout_stories=50, cloze_rows=50, continuation_rows=50
+            seed=1, stories=400, heldout_stories=50, cloze_rows=60, continuation_rows=60
         )
         cbt, hellaswag, texts = list(world.cbt), list(world.hellaswag), list(world.train)
     else:
         texts = read_texts(Path(folder, "tinystories.jsonl"))
-        cbt = cloze_rows(texts, 30, 1)
+        cbt = cloze_rows(texts, 60, 1)
         hellaswag = read_rows(Path(folder, "hellaswag_validation.jsonl"), "hellaswag")
     return texts, {"cbt_question": cbt, "cbt_context": cbt, "hellaswag": hellaswag}
 

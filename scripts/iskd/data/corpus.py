@@ -1,5 +1,6 @@
 """Text to tokens: a small tokenizer of our own, and sequences of fixed length."""
 
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from iskd.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+# Stories that are tokenized together.
+_AT_ONCE = 1000
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int, length: int) -> PreTrainedTokenizerFast:
@@ -72,12 +75,13 @@ def story_blocks(
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("the tokenizer has no end token (eos_token); name one in its config")
-    stream: list[int] = []
-    lengths: list[int] = []
-    # The library's tokenizer does not take an empty list.
-    if texts:
-        for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
-            stream += [*ids, end]
+    # Four bytes a token: a list takes nine times as many, and a corpus may have a billion.
+    stream, lengths = array("i"), array("q")
+    for start in range(0, len(texts), _AT_ONCE):
+        part = list(texts[start : start + _AT_ONCE])
+        for ids in tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]:
+            stream.extend(ids)
+            stream.append(end)
             lengths.append(len(ids) + 1)
     count = len(stream) // length
     if count == 0:
@@ -85,8 +89,8 @@ def story_blocks(
             f"the stories give {len(stream)} tokens, less than one sequence of {length}; "
             f"give more text or lower corpus.block_length"
         )
-    blocks = torch.tensor(stream[: count * length], dtype=torch.int32).reshape(count, length)
-    ends = torch.tensor(lengths).cumsum(0)
+    blocks = torch.frombuffer(stream, dtype=torch.int32)[: count * length].reshape(count, length)
+    ends = torch.frombuffer(lengths, dtype=torch.int64).cumsum(0)
     middles = torch.arange(count) * length + length // 2
     return blocks, torch.searchsorted(ends, middles, right=True).to(torch.int32)
 
