@@ -103,8 +103,17 @@ def half_precision() -> Result:
     return model.state_dict(), history
 
 
+def in_parts() -> Result:
+    """Each process adds up the gradients of its part's parts; they exchange them once."""
+    model, block = replace_block(small("llama", blocks=3), 1, SIZES, "paper", seed=1)
+    how = {"micro_batch": 2, "checkpointing": True}
+    history = loop.fine_tune(model, sequences(), SETTINGS | how, seed=5, new=[block])
+    return model.state_dict(), history
+
+
 CASES: dict[str, Callable[[], Result]] = {
     "plain": plain,
+    "in_parts": in_parts,
     "listening": listening,
     "as_published": as_published,
     "theseus": theseus,

@@ -92,9 +92,9 @@ def test_checkpointing_goes_with_a_teacher_and_dropout() -> None:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ({}, "full with 4 sequences at once; set training.micro_batch to less than 4"),
-        ({"micro_batch": 2}, "full with 2 sequences at once; set training.micro_batch to less"),
-        ({"micro_batch": 1}, "full with 1 sequences at once; set training.checkpointing ("),
+        ({}, "full with 4 sequences at once; set micro_batch to less than 4"),
+        ({"micro_batch": 2}, "full with 2 sequences at once; set micro_batch to less"),
+        ({"micro_batch": 1}, "full with 1 sequences at once; set checkpointing ("),
         ({"micro_batch": 1, "checkpointing": True}, "at once; train on several GPUs"),
     ],
 )

@@ -400,9 +400,9 @@ def _full_memory_told(settings: dict[str, Any]) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         at_once = settings.get("micro_batch") or settings["batch_size"]
         if at_once > 1:
-            less = f"set training.micro_batch to less than {at_once}"
+            less = f"set micro_batch to less than {at_once}"
         elif not settings.get("checkpointing"):
-            less = "set training.checkpointing"
+            less = "set checkpointing"
         else:
             less = "train on several GPUs (gpus, and parallel: fsdp)"
         raise UserError(
