@@ -70,8 +70,9 @@ class Assignment:
 class Report:
     """How one process ended.
 
-    ``end`` is ``done``, ``again`` (it was asked to stop), ``user`` (a user's mistake), ``failed``,
-    or ``machine`` (it failed, and may not on another attempt).
+    ``end`` is ``done``, ``again`` (it was asked to stop and saved its state), ``user`` (a user's
+    mistake), ``failed``, ``machine`` (it failed, and may not on another attempt), or ``told`` (it
+    was told to end outside of a training, maybe because another process had died).
     """
 
     rank: int
@@ -228,7 +229,8 @@ def _verdict(reports: list[Report], processes: int, code: int, stop: StopRequest
     if stop.asked:
         raise Interrupted(f"{stop.asked} before there was a state to keep, or after the last one")
     # The first to fail says why; the others fail because they no longer hear from it.
-    failed = sorted((r for r in reports if r.end != "done"), key=lambda report: report.ended)[:1]
+    own = [report for report in reports if report.end not in ("done", "told")]
+    failed = sorted(own, key=lambda report: report.ended)[:1]
     said = [f"process {report.rank} of {processes}: {report.message}" for report in failed]
     silent = sorted({*range(processes)} - {report.rank for report in reports})
     if silent:

@@ -30,6 +30,7 @@ def main(path: Path) -> int:
     folder, rank, meter = path.parent, int(os.environ["RANK"]), EnergyMeter()
     _live_with_the_job(folder)
     write_text(folder / f"{rank}.pid", str(os.getpid()))
+    _end_when_told(folder, rank)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     assignment = Assignment.read(path)
     set_environment(assignment.threads, network=False)
@@ -57,8 +58,26 @@ def main(path: Path) -> int:
         report.end = "machine" if blameless else "failed"
         report.message = " ".join(f"{type(error).__name__}: {error}".split())
     report.ended = time.time()
+    for number in STOP_SIGNALS:  # it ends anyway, and has more to say
+        signal.signal(number, signal.SIG_IGN)
     report.write(folder)
     return 0 if report.end in ("done", "again") else 1
+
+
+def _end_when_told(folder: Path, rank: int) -> None:
+    """Leave a word when this process is told to end outside of a training, which listens itself.
+
+    When one process has died, torchrun tells the others to end, maybe before they could report that
+    they no longer hear from it. Who leaves no word is the one that died.
+    """
+
+    def end(number: int, frame: object) -> None:
+        del frame
+        Report(rank, "told", signal.Signals(number).name, ended=time.time()).write(folder)
+        os._exit(1)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, end)
 
 
 def _live_with_the_job(folder: Path) -> None:

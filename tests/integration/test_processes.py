@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from iskd.errors import UserError
-from iskd.launch import Assignment, Report, run_processes
+from iskd.launch import Assignment, Report, _verdict, run_processes
 from iskd.locks import read_holder
 from iskd.provenance.statement import parse_statement
 from iskd.training.processes import World, share
-from iskd.training.state import STATE_SECONDS, Interrupted
+from iskd.training.state import STATE_SECONDS, Interrupted, StopRequest
 from tests.integration import together
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +147,12 @@ def test_a_run_whose_process_is_killed_goes_on_to_the_same_bits(
     assert len(split) == (parallel == "fsdp")
     assert run(tmp_path, processes, parallel).resumed == [4]
     check_same(tmp_path, undisturbed(processes, parallel))
+
+
+def test_who_was_told_to_end_is_not_taken_for_the_one_that_died() -> None:
+    # torchrun tells process 0 to end because process 1 has died.
+    with pytest.raises(ChildProcessError, match="^process 1 left no report, as one that is killed"):
+        _verdict([Report(0, "told", "SIGTERM")], 2, 1, StopRequest())
 
 
 @slow
