@@ -151,7 +151,9 @@ def test_a_run_whose_process_is_killed_goes_on_to_the_same_bits(
 
 def test_who_was_told_to_end_is_not_taken_for_the_one_that_died() -> None:
     # torchrun tells process 0 to end because process 1 has died.
-    with pytest.raises(ChildProcessError, match="^process 1 left no report, as one that is killed"):
+    with pytest.raises(
+        ChildProcessError, match=r"^process 1 left no report, as one that is killed"
+    ):
         _verdict([Report(0, "told", "SIGTERM")], 2, 1, StopRequest())
 
 
