@@ -260,7 +260,7 @@ def make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     # That would also fill all memory before it is written: it finds reads of what nobody wrote,
-    # changes no result where there are none, and costs a large model's step some percent.
+    # changes no result where there are none, and takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
