@@ -8,10 +8,7 @@ replaced, from the second on, as blocks of the recipe's own size would need; the
 fitted to the reduction.
 """
 
-import argparse
-import logging
 import math
-import os
 from typing import cast, get_args
 
 import torch
@@ -20,22 +17,16 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Pre
 from iskd.evaluation.efficiency import DECODE, MODEL, PREFILL, Load, measure, summarise
 from iskd.models.recipes import Recipe, block_parameters, parameter_count, resolve_sizes
 from iskd.models.substitution import compact_config
+from tests.benchmarks.evaluation import SHAPES
+from tests.benchmarks.timing import begin
 
-SHAPES = {
-    "6 million parameters": {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 6000},
-    "GPT-2 small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
-}
 REDUCTIONS = (0.3, 0.5)
 BATCH_SIZES = (1, 32)
 
 
 def main() -> None:
     """Print a table: per shape, recipe and reduction, the model's speed in the teacher's."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    rounds = begin(__doc__)
     load = Load(BATCH_SIZES, prompt_tokens=32, new_tokens=8, repeats=rounds, warmup=1, seed=1)
     phases = [f"{phase}_b{size}" for phase in (PREFILL, DECODE) for size in BATCH_SIZES]
     print("| Model | Recipe | Smaller by | Blocks |", *(f" {phase} |" for phase in phases), sep="")

@@ -7,8 +7,6 @@ way is one option at a time. Weights are random: what is timed does not depend o
 be the same, scores within 1e-4.
 """
 
-import argparse
-import logging
 import os
 import statistics
 import time
@@ -29,6 +27,7 @@ from iskd.data.toyworld import make_toyworld
 from iskd.evaluation.kinds import KINDS
 from iskd.evaluation.lm import ScoredAnswer, ScoringLM
 from iskd.evaluation.lm_task import kind_task, quiet, run_task
+from tests.benchmarks.timing import begin
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -59,11 +58,7 @@ class Stock(HFLM):
 
 def main() -> None:
     """Time each kind of task on each shape, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    rounds = begin(__doc__)
     texts, rows = material()
     tokenizer = train_tokenizer(texts, 6000, 1024)
     print("| Model | Task | Rows/s | against lm-eval's | against one at a time |")

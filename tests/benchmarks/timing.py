@@ -1,34 +1,33 @@
-"""What all benchmarks share: things timed in turn, and ratios of what was timed in one round."""
+"""What all benchmarks share: how they begin, and how they write what they have timed."""
 
+import argparse
+import logging
 import os
 import platform
 import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-Seconds = dict[str, list[float]]
 
+def begin(purpose: str | None) -> int:
+    """Read a benchmark's options, be quiet and alone on a core, and print what is timed on.
 
-def in_turn(ways: Mapping[str, Callable[[], object]], rounds: int) -> Seconds:
-    """Call each of several ways once per round, every second round in the other order.
+    Args:
+        purpose: the benchmark's docstring.
 
     Returns:
-        per way, its seconds in each round
+        rounds asked for
     """
-    seconds: Seconds = {name: [] for name in ways}
-    for number in range(rounds):
-        for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
-            started = time.perf_counter()
-            ways[name]()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+    import torch
 
-
-def ratio(seconds: Seconds, name: str, to: str) -> str:
-    """Give how many times as long one way takes as another: median over the rounds, and range."""
-    return spread(a / b for a, b in zip(seconds[name], seconds[to], strict=True))
+    parser = argparse.ArgumentParser(description=purpose)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds: int = parser.parse_args().rounds
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    print(f"{machine()}\n")
+    return rounds
 
 
 def spread(values: Iterable[float], digits: int = 2) -> str:

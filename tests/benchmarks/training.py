@@ -6,9 +6,6 @@ Both train the same model with the same optimiser on the same batches of random 
 timed is a run's steps without its first; what a run costs besides is told by itself.
 """
 
-import argparse
-import logging
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +23,7 @@ from iskd.training.flops import count_flops
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import Objective, make_objective, next_token_loss
 from iskd.training.optimizer import make_optimizer, parameter_groups
-from tests.benchmarks.timing import spread
+from tests.benchmarks.timing import begin, spread
 
 SKIPPED = 1
 RATE = {"compact": 1e-3, "rest": 1e-4}
@@ -70,11 +67,7 @@ CASES = (
 
 def main() -> None:
     """Print a table: per case and kind of training, ours against the bare loop."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    rounds = begin(__doc__)
     peak = matmul_flops()
     print(f"Matrix products of 2,048 rows: {peak / 1e9:.0f} GFLOP/s\n")
     print(

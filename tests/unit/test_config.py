@@ -175,6 +175,20 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "arms.x.objective is a mean over the whole batch",
     ),
     (
+        # As large as the teacher's batch, and smaller than the arm's own.
+        {
+            f"{TOY}.training.micro_batch": 8,
+            f"{TOY}.training.batch_size": 8,
+            "arms.x": {
+                "method": "iskd",
+                "training": {"batch_size": 16},
+                "objective": {"next_token": 1.0, "hidden": 1.0},
+            },
+        },
+        f"{TOY}.training.micro_batch",
+        "arms.x.objective is a mean over the whole batch",
+    ),
+    (
         {f"{TOY}.training.compile": True, "arms.x": {"method": "theseus"}},
         f"{TOY}.training.compile",
         "arms.x reaches into the model at every step, by method theseus",

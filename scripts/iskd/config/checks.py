@@ -110,10 +110,10 @@ class Checks:
     def _fitting(self, key: str, teacher: Teacher) -> None:
         """Check that no arm needs more of a batch, or of a model, than its training will show."""
         asked = teacher.training
-        parts = asked.micro_batch is not None and (
-            asked.micro_batch < asked.batch_size // teacher.gpus
-        )
         for name, arm in self.study.arms.items():
+            own = None if isinstance(arm, HubArm) else arm.training.batch_size
+            share = (own or asked.batch_size) // teacher.gpus
+            parts = asked.micro_batch is not None and asked.micro_batch < share
             objective = getattr(arm, "objective", None)
             hidden = objective is not None and bool(objective.hidden)
             if parts and hidden:
