@@ -141,7 +141,11 @@ def one_at_a_time(model: PreTrainedModel, lm: Any, kind: str, rows: Sequence[Row
         else:
             given, own = [lm.prefix_token_id], lm.tok_encode(text, add_special_tokens=False)
         tokens = torch.tensor([(given + own)[-1025:]])
-        logits = model(input_ids=tokens[:, :-1]).logits[0, -len(own) :].float()
+        logits = (
+            model(tokens[:, :-1], attention_mask=torch.ones_like(tokens[:, :-1]))
+            .logits[0, -len(own) :]
+            .float()
+        )
         told = logits.log_softmax(-1)[torch.arange(len(own)), tokens[0, -len(own) :]]
         scores.setdefault(request.doc_id, []).append(float(told.sum()))
     return scores

@@ -453,3 +453,38 @@ def test_kinds_agree_with_the_yaml_files_and_lm_eval() -> None:
         assert {metric["metric"] for metric in config["metric_list"]} == set(kind.metrics)
         assert config.get("test_split") == kind.split or config["validation_split"] == kind.split
         assert kind.headline in kind.metrics
+
+
+def test_tokens_made_ahead_are_lm_evals_own(
+    model: GPT2LMHeadModel, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from iskd.evaluation.lm import ScoringLM
+
+    pairs = [
+        ("", "fox hen"),
+        ("", "fox hen"),
+        ("fox  ", "hen barn"),
+        ("fox ", " hen"),
+        ("", " hen"),
+        (f"{tokenizer.eos_token} fox", " hen"),
+        ("fox hen", " barn"),
+        ("fox hen", " kettle"),
+    ]
+    kinds = {"request_type": "loglikelihood", "doc": {}}
+    asked = [Instance(**kinds, arguments=pair, idx=n) for n, pair in enumerate(pairs)]
+    found: list[Any] = []
+    monkeypatch.setattr(
+        HFLM, "_loglikelihood_tokens", lambda _, requests, **_named: found.append(requests)
+    )
+    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2).loglikelihood(asked, True)
+    lm = ScoringLM(model, tokenizer, 2)
+    monkeypatch.setattr(
+        ScoringLM, "_loglikelihood_tokens", lambda _, requests, **_named: found.append(requests)
+    )
+    lm.loglikelihood(asked, True)
+    assert found[0] == found[1]
+    # Nothing is kept for what comes afterwards.
+    assert lm._known is None

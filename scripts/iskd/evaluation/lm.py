@@ -8,6 +8,7 @@ scored by lm-eval itself, in the batches that it would make.
 """
 
 import copy
+import functools
 import json
 import sys
 from collections import defaultdict
@@ -21,6 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from iskd.errors import UserError
 from iskd.evaluation import shared_prefix
 from iskd.evaluation.answers import Scoring
+from iskd.evaluation.fused import fused_gelu
 from iskd.evaluation.shared_prefix import Text, can_share
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ class ScoringLM(HFLM):
         self._mask = mask
         self._scoring = scoring or Scoring()
         self._items: list[object] = []
+        self._known: dict[tuple[str, bool | None], list[int]] | None = None
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[ScoredAnswer]:
         """Score (context, continuation) requests; see lm-eval's HFLM.
@@ -109,7 +112,33 @@ class ScoringLM(HFLM):
             Interrupted: The process was asked to stop; what was scored is kept.
         """
         self._items = [request.doc_id for request in requests]
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not _on_terminal())
+        alone = [text for context, text in (request.args for request in requests) if not context]
+        tokens = self.tokenizer(alone, add_special_tokens=False)["input_ids"] if alone else []
+        self._known = {(text, False): own for text, own in zip(alone, tokens, strict=True)}
+        try:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not _on_terminal())
+        finally:
+            self._known = None
+
+    @functools.cached_property
+    def prefix_token_id(self) -> int:
+        """The token before a text without context; lm-eval asks for it twice per text."""
+        return int(super().prefix_token_id)
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Tokenize as lm-eval does, what an item's options share only once."""
+        if self._known is None or left_truncate_len is not None or kwargs:
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **kwargs)
+        key = string, add_special_tokens
+        if key not in self._known:
+            self._known[key] = super().tok_encode(string, add_special_tokens)
+        return self._known[key]
 
     def _loglikelihood_tokens(
         self,
@@ -163,9 +192,9 @@ class ScoringLM(HFLM):
 
         def score(batch: list[int]) -> list[list[Any]]:
             asked = [packed[group] for group in plan[tuple(batch)]]
-            return [
-                list(answer) for found in shared_prefix.score(self.model, asked) for answer in found
-            ]
+            with fused_gelu(self.model):
+                found = shared_prefix.score(self.model, asked)
+            return [list(answer) for answers in found for answer in answers]
 
         return [list(places) for places in plan], score
 

@@ -26,6 +26,12 @@ def filled_questions(doc: Doc) -> list[str]:
     return [doc["question"].replace("XXXXX", option) for option in doc["options"]]
 
 
+def nothing(doc: Doc) -> str:
+    """Return no context; lm-eval would compile an empty template for every row anew."""
+    del doc
+    return ""
+
+
 def context(doc: Doc) -> str:
     """Return the sentences before the question, joined by single spaces."""
     return " ".join(doc["sentences"])
