@@ -1,4 +1,4 @@
-"""How time and memory grow: with the corpus, with steps, and with the size of the model.
+"""How time and memory grow: with the corpus, with steps, with the model's size, and with arms.
 
     python -m tests.benchmarks.growth [--rounds 5]
 
@@ -12,13 +12,15 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 FACTORS = (1, 2, 4, 8)
-WIDTH, SEQUENCES, STORIES = 64, 64, 5_000
+WIDTH, SEQUENCES, STORIES, ARMS = 64, 64, 5_000, 8
 
 
 def main() -> None:
@@ -122,6 +124,29 @@ def model(factor: int) -> dict[str, float]:
     return _trained(round(WIDTH * 2 * factor**0.5 / 16) * 16, SEQUENCES, None)
 
 
+def arms(factor: int) -> dict[str, float]:
+    """The tables that compare all arms; the size is in arms."""
+    from iskd.paper.metrics import csv_text, read_metrics, tidy
+    from iskd.paper.significance import significance_table
+    from iskd.paper.tables import ablation_table, main_table, save_table
+    from tests.unit.synthetic import GPT2_TASKS, chance_of, headline_of, make_metrics, some_arms
+
+    rows, _ = make_metrics(some_arms(ARMS * factor))
+    headline = headline_of(GPT2_TASKS)
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "metrics.csv")
+            path.write_text(csv_text(tidy(rows)), encoding="utf-8")
+            metrics = read_metrics(path)
+            main = main_table(metrics, headline, chance_of(GPT2_TASKS))
+            save_table(main, Path(folder, "main"), "", "")
+            significance_table(metrics, headline)
+            ablation_table(metrics, headline, None)
+
+    return _timed(run, ARMS * factor)
+
+
 def _trained(width: int, sequences: int, size: float | None) -> dict[str, float]:
     import logging
 
@@ -157,6 +182,7 @@ _WAYS: dict[str, Callable[[int], dict[str, float]]] = {
     "datasets.map": datasets_map,
     "steps": steps,
     "model": model,
+    "arms": arms,
 }
 
 

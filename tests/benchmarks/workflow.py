@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 from tests.benchmarks.timing import spread
@@ -22,8 +23,8 @@ from tests.workflow.conftest import Clone, make_clone
 
 EMBEDDED = "config/config.yaml"
 TINY = "tests/config/tiny.yaml"
-JOBS_PER_SEED = 21
-"""Jobs that a further seed adds to the smallest study."""
+JOBS = {"seeds": 21, "arms": 6}
+"""Jobs that a further seed, or a further arm, adds to the smallest study."""
 
 _RARELY = "import gc; gc.set_threshold(100_000, 20, 100)"
 _IMPORTS = {
@@ -60,20 +61,26 @@ def imports(rounds: int) -> None:
 
 def planning(folder: Path, rounds: int, largest: int) -> None:
     """Time `snakemake -n` for more and more jobs; the smallest sizes as often as ``rounds``."""
-    print("| Jobs planned | seconds | milliseconds a job | peak memory, MB |\n|---|---|---|---|")
-    for size in (100, 1_000, 10_000):
+    print("| More | Jobs planned | seconds | milliseconds a job | peak memory, MB |")
+    print("|---|---|---|---|---|")
+    for what, size in product(JOBS, (100, 1_000, 10_000)):
         if size > largest:
             continue
-        clone = make_clone(folder / f"planned_{size}")
-        seeds = ", ".join(str(seed) for seed in range(max(1, size // JOBS_PER_SEED)))
-        clone.edit(TINY, "seeds: [3]", f"seeds: [{seeds}]")
+        clone = make_clone(folder / f"planned_{what}_{size}")
+        number = max(1, size // JOBS[what])
+        if what == "seeds":
+            clone.edit(TINY, "seeds: [3]", f"seeds: [{', '.join(map(str, range(number)))}]")
+        else:
+            arm = "  l1: {method: l1}\n"
+            others = [arm.replace("l1:", f"l1_{n}:") for n in range(number)]
+            clone.edit(TINY, arm, "".join(others))
         seconds, memory, jobs = [], 0, 0
         for _ in range(rounds if size < 10_000 else 1):
             started = time.perf_counter()
             jobs, memory = _planned(clone)
             seconds.append(time.perf_counter() - started)
         each = 1000 * statistics.median(seconds) / jobs
-        print(f"| {jobs:,} | {spread(seconds, 1)} | {each:.1f} | {memory:,} |", flush=True)
+        print(f"| {what} | {jobs:,} | {spread(seconds, 1)} | {each:.1f} | {memory:,} |", flush=True)
     print()
 
 
