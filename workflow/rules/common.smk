@@ -11,6 +11,7 @@ sys.path.insert(0, str(SCRIPTS))
 from iskd.config import (
     StudyPlan,
     check_data_files,
+    complete,
     data_folder,
     load_study,
     put_stand_ins,
@@ -18,6 +19,7 @@ from iskd.config import (
 from iskd.config.schema import (
     FileText,
     HubCorpus,
+    FolderTeacher,
     HubTeacher,
     HubText,
     Replacing,
@@ -40,8 +42,15 @@ def config_name():
 def checked_study():
     """Check the config and the local files it names; a mistake ends Snakemake in one line."""
     try:
-        study = load_study(config, config_name())
-        if "ISKD_PLAN_ONLY" in os.environ:  # workflow/plan.py, in an empty folder
+        alone = "ISKD_PLAN_ONLY" in os.environ
+        raw = complete(
+            config,
+            config_name(),
+            Path("results", str(config.get("study")), "hub.lock.json"),
+            ask=workflow.is_main_process and not alone,
+        )
+        study = load_study(raw, config_name())
+        if alone:  # workflow/plan.py, in an empty folder
             put_stand_ins(study)
         elif workflow.is_main_process:
             check_data_files(study, config_name())

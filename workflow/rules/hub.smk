@@ -41,7 +41,7 @@ rule download_reference:
     """Fetch a finished model, for a row of comparison, at its pinned or locked commit."""
     input:
         teacher=lambda wildcards: (
-            f"<results>/download_model/{STUDY.arms[wildcards.arm].teacher}/manifest.json"
+            f"<results>/{PLAN.place(PLAN.teacher_model(STUDY.arms[wildcards.arm].teacher))}/manifest.json"
         ),
     output:
         [f"<results>/download_reference/{{arm}}/{name}" for name in TEACHER_FILES],

@@ -120,10 +120,20 @@ def text_sources(wildcards):
 
 
 def tokenizer_manifest(wildcards):
-    """Find a teacher's tokenizer: trained here, or fetched with the teacher."""
-    teacher = STUDY.teachers[wildcards.teacher]
-    maker = "download_model" if isinstance(teacher, HubTeacher) else "train_tokenizer"
+    """Find a teacher's tokenizer: trained here, or given with the teacher."""
+    maker = PLAN.producer(PLAN.teacher_model(wildcards.teacher))
+    if maker == "pretrain_teacher":
+        maker = "train_tokenizer"
     return f"<results>/{maker}/{wildcards.teacher}/manifest.json"
+
+
+def model_files(wildcards):
+    """Find the files of a teacher in a local folder."""
+    teacher = STUDY.teachers[wildcards.teacher]
+    if not isinstance(teacher, FolderTeacher):
+        return []
+    folder = data_folder(STUDY, config_name()) / teacher.folder
+    return [str(folder / name) for name in teacher.files]
 
 
 def task_rows(wildcards):

@@ -48,3 +48,23 @@ rule pretrain_teacher:
         code=code_fingerprint("pretrain_teacher"),
     script:
         "../../scripts/pretrain_teacher.py"
+
+
+rule import_model:
+    """Take in a teacher from a local folder."""
+    input:
+        model=model_files,
+    output:
+        [f"<results>/import_model/{{teacher}}/{name}" for name in TEACHER_FILES],
+        manifest="<results>/import_model/{teacher}/manifest.json",
+    log:
+        "<logs>/import_model/{teacher}.log",
+    conda:
+        "../../envs/iskd.yaml"
+    params:
+        spec=lambda wildcards: STUDY.teachers[wildcards.teacher].model_dump(
+            include={"folder", "family", "blocks"}
+        ),
+        code=code_fingerprint("import_model"),
+    script:
+        "../../scripts/import_model.py"

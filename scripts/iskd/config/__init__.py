@@ -1,5 +1,6 @@
 """A study's config: its schema, its checks, and what each job takes from it."""
 
+from iskd.config.given import complete
 from iskd.config.load import check_data_files, data_folder, load_study, put_stand_ins
 from iskd.config.schema import Study, json_schema
 from iskd.config.study import StudyPlan
@@ -8,6 +9,7 @@ __all__ = [
     "Study",
     "StudyPlan",
     "check_data_files",
+    "complete",
     "data_folder",
     "json_schema",
     "load_study",

@@ -9,10 +9,10 @@ from iskd.config.schema import (
     BaselineArm,
     Compact,
     FileTask,
+    GivenTeacher,
     HeldoutTask,
     HubArm,
     HubTask,
-    HubTeacher,
     IskdArm,
     KdArm,
     LayerDropArm,
@@ -44,7 +44,7 @@ PUBLISHED_FAMILIES = ("gpt2", "phi")
 
 def block_count(teacher: Teacher) -> int:
     """Count the blocks of a teacher, as its config states them."""
-    return teacher.blocks if isinstance(teacher, HubTeacher) else teacher.architecture.blocks
+    return teacher.blocks if isinstance(teacher, GivenTeacher) else teacher.architecture.blocks
 
 
 def step_count(teacher: Teacher) -> int:
@@ -138,7 +138,7 @@ class Checks:
                 f"{key}.parallel", "fsdp splits a model between GPUs; set gpus to 2 or more, or ddp"
             )
         sizes = {f"{key}.training.batch_size": teacher.training.batch_size}
-        if not isinstance(teacher, HubTeacher):
+        if not isinstance(teacher, GivenTeacher):
             sizes[f"{key}.pretraining.batch_size"] = teacher.pretraining.batch_size
         for name, arm in self.study.arms.items():
             if isinstance(arm, TheseusArm) and teacher.parallel == "fsdp":
@@ -175,7 +175,7 @@ class Checks:
         if teacher.student is not None:
             own: Architecture = teacher.student
             shapes["student"] = (own.width, own.heads, own.kv_heads)
-        if not isinstance(teacher, HubTeacher):
+        if not isinstance(teacher, GivenTeacher):
             own = teacher.architecture
             shapes["architecture"] = (own.width, own.heads, own.kv_heads)
             self._long_enough(f"{key}.architecture.positions", teacher.architecture.positions)
@@ -198,7 +198,7 @@ class Checks:
                 )
             if heads % kv_heads:
                 self._fail(f"{key}.{part}.kv_heads", f"{kv_heads} does not divide heads ({heads})")
-        made_here = None if isinstance(teacher, HubTeacher) else teacher.architecture
+        made_here = None if isinstance(teacher, GivenTeacher) else teacher.architecture
         self._compact(f"{key}.compact", teacher.compact, teacher, made_here)
 
     def _heads(self, key: str, width: int, heads: int) -> None:
@@ -378,11 +378,11 @@ class Checks:
         if arm.teacher not in self.study.teachers:
             known = ", ".join(self.study.teachers)
             self._fail(key, f"{arm.teacher!r} is no teacher; there are: {known}")
-        if not isinstance(self.study.teachers[arm.teacher], HubTeacher):
+        if not isinstance(self.study.teachers[arm.teacher], GivenTeacher):
             self._fail(
                 key,
                 f"{arm.teacher} is trained here and has a tokenizer of its own, so a model of the "
-                f"hub cannot stand beside it; name a teacher of source hub",
+                f"hub cannot stand beside it; name a teacher of source hub or folder",
             )
 
     def _baseline(self, name: str, arm: BaselineArm) -> None:
@@ -433,7 +433,7 @@ class Checks:
     def _replacing(self, name: str, arm: IskdArm | OneShotArm | TheseusArm) -> None:
         for teacher_name, teacher in self.study.teachers.items():
             if arm.compact is not None:
-                shape = None if isinstance(teacher, HubTeacher) else teacher.architecture
+                shape = None if isinstance(teacher, GivenTeacher) else teacher.architecture
                 self._compact(f"arms.{name}.compact", arm.compact, teacher, shape)
             if isinstance(arm.order, list):
                 self._order(f"arms.{name}.order", arm.order, block_count(teacher))

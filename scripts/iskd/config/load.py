@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from iskd.config import schema
 from iskd.config.checks import Checks
-from iskd.config.schema import FileCorpus, FileTask, FileText, Study
+from iskd.config.schema import FileCorpus, FileTask, FileText, FolderTeacher, Study
 from iskd.data.rows import read_any_rows, read_rows
 from iskd.data.texts import read_texts
 from iskd.errors import UserError
@@ -163,12 +163,16 @@ def load_study(raw: Mapping[str, Any], file: str) -> Study:
 
 
 def data_folder(study: Study, file: str) -> Path:
-    """Find the folder of the study's local files.
+    """Find the folder of the study's local files; see :func:`find_data_folder`."""
+    return find_data_folder(study.data_folder, file)
+
+
+def find_data_folder(named: str | None, file: str) -> Path:
+    """Find the folder that a config's ``data_folder`` names.
 
     Raises:
         UserError: it is not named, the environment variable is not set, or there is no such folder.
     """
-    named = study.data_folder
     if named is None:
         raise UserError(f"{file}: data_folder: missing; name the folder of the local files")
     if named.startswith("$"):
@@ -192,10 +196,13 @@ def check_data_files(study: Study, file: str) -> None:
     Raises:
         UserError: a file is missing, empty, or has a row that lacks what is needed.
     """
-    wanted = list(_named_files(study))
-    if not wanted:
+    wanted, models = list(_named_files(study)), list(_model_files(study))
+    if not wanted and not models:
         return
     folder = data_folder(study, file)
+    for key, name in models:
+        if not (folder / name).is_file():
+            raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
     for key, name, kind in wanted:
         path = folder / name
         if not path.is_file():
@@ -218,7 +225,8 @@ def put_stand_ins(study: Study) -> None:
 
     For a plan of a study whose data are not at hand: Snakemake asks for files that nothing makes.
     """
-    wanted = list(_named_files(study))
+    wanted = [name for _, name, _ in _named_files(study)]
+    wanted += [name for _, name in _model_files(study)]
     if not wanted or study.data_folder is None:
         return
     if study.data_folder.startswith("$"):
@@ -226,9 +234,17 @@ def put_stand_ins(study: Study) -> None:
         os.environ[study.data_folder[1:]] = str(folder)
     else:
         folder = Path(study.data_folder)
-    for _, name, _ in wanted:
+    for name in wanted:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+
+
+def _model_files(study: Study) -> Iterator[tuple[str, str]]:
+    """Give the files of models in local folders: key, and name below the data folder."""
+    for name, teacher in study.teachers.items():
+        if isinstance(teacher, FolderTeacher):
+            for place, file in enumerate(teacher.files):
+                yield f"teachers.{name}.files.{place}", f"{teacher.folder}/{file}"
 
 
 def _named_files(study: Study) -> Iterator[tuple[str, str, str | None]]:

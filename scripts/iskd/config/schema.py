@@ -328,6 +328,8 @@ _ORDER = (
     "each step, the block whose replacement raises the loss on validation text least)."
 )
 
+_LEFT_OUT = "Left out, it is read from the model's config."
+
 
 class TeacherMethod(Section):
     """What is done to a teacher, wherever it comes from."""
@@ -373,7 +375,32 @@ class PretrainedHere(TeacherMethod):
     )
 
 
-class HubTeacher(TeacherMethod):
+class GivenTeacher(TeacherMethod):
+    """A model that is there already. Of its shape, only the config's checks want to know.
+
+    What `FILLED_IN` names may be left out of the file: it is read from the model.
+    """
+
+    family: FamilyName = Field(
+        description=f"Architecture family of the model. {_LEFT_OUT}",
+        json_schema_extra={"left_out": True},
+    )
+    order: Order = Field(
+        description=f"{_ORDER} Left out, from the middle block outwards.",
+        json_schema_extra={"left_out": True},
+    )
+    blocks: Positive = Field(
+        description=f"Transformer blocks of the model (checked against it). {_LEFT_OUT}",
+        json_schema_extra={"left_out": True},
+    )
+    steps: Positive | None = Field(
+        None,
+        description="Substitutions to make; left out, half of the blocks for a reduction of 0.3 "
+        "and in that proportion, or without one as many as the order lists.",
+    )
+
+
+class HubTeacher(GivenTeacher):
     """A pretrained model from the Hugging Face hub, fetched by `prefetch`."""
 
     source: Literal["hub"] = Field(description="The teacher comes from the hub.")
@@ -381,12 +408,26 @@ class HubTeacher(TeacherMethod):
     revision: Commit | None = Field(
         None, description="Commit of the model (40 digits); left out, prefetch locks it."
     )
-    blocks: Positive = Field(
-        description="Transformer blocks of the model (checked against it when it is there)."
+
+
+class FolderTeacher(GivenTeacher):
+    """A pretrained model in a local folder, as `save_pretrained` writes it."""
+
+    source: Literal["folder"] = Field(description="The teacher lies in data_folder.")
+    folder: DataFile = Field(
+        description="Its folder in data_folder: config, tokenizer and weights in safetensors."
+    )
+    files: Annotated[list[DataFile], Field(min_length=1)] = Field(
+        description="Files of it that are read. Left out, those a model in safetensors has.",
+        json_schema_extra={"left_out": True},
     )
 
 
-Teacher = Annotated[PretrainedHere | HubTeacher, Field(discriminator="source")]
+Teacher = Annotated[PretrainedHere | HubTeacher | FolderTeacher, Field(discriminator="source")]
+GIVEN = ("hub", "folder")
+"""Sources of teachers that are there already."""
+FILLED_IN = ("family", "blocks", "order", "steps", "files")
+"""Keys of such teachers that may be left out of a file: see `iskd.config.shapes`."""
 
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]*$")]
 
@@ -818,7 +859,11 @@ class Study(Section):
 
 def json_schema() -> dict[str, Any]:
     """Give the JSON schema (draft 2020-12) of a study's config."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Study.model_json_schema(),
-    }
+    schema = Study.model_json_schema()
+    for section in schema["$defs"].values():
+        left_out = [
+            key for key, spec in section.get("properties", {}).items() if spec.pop("left_out", None)
+        ]
+        if left_out:
+            section["required"] = [key for key in section["required"] if key not in left_out]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -18,6 +18,7 @@ from iskd.config.schema import (
     BaselineArm,
     Compact,
     FileTask,
+    FolderTeacher,
     HubArm,
     HubCorpus,
     HubTask,
@@ -49,6 +50,11 @@ ACCURACIES = ("acc", "acc_norm", "exact_match")
 HELDOUT = "heldout"
 """The name of the corpus's own held-out text."""
 
+TEACHER_RULES: dict[type, str] = {
+    PretrainedHere: "pretrain_teacher",
+    HubTeacher: "download_model",
+    FolderTeacher: "import_model",
+}
 BASELINE_RULES: dict[type, str] = {
     OneShotArm: "substitute_at_once",
     TheseusArm: "substitute_at_once",
@@ -159,7 +165,7 @@ class StudyPlan:
         """Name the rule that makes a model."""
         if model.arm == RESERVED_ARM:
             settings = self.study.teachers[model.teacher]
-            return "download_model" if isinstance(settings, HubTeacher) else "pretrain_teacher"
+            return TEACHER_RULES[type(settings)]
         arm = self.study.arms[model.arm]
         if isinstance(arm, HubArm):
             return "download_reference"
@@ -500,7 +506,8 @@ class StudyPlan:
 
     def all_trained(self) -> list[ModelId]:
         """List every model that is trained here, teachers included."""
-        here = [name for name in self.study.teachers if name not in self.hub_teachers()]
+        teachers = self.study.teachers.items()
+        here = [name for name, teacher in teachers if isinstance(teacher, PretrainedHere)]
         return [*(self.teacher_model(name) for name in here), *self.trained()]
 
     def generation_spec(self) -> dict[str, Any]:

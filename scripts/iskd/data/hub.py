@@ -10,10 +10,11 @@ import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 from filelock import FileLock
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from iskd.errors import UserError
@@ -71,10 +72,41 @@ def locked_revision(
             known[key] = newest(repo, kind)
             write_text(lock, canonical_json(known))
             log.info("locked %s at %s in %s", repo, known[key], lock)
-    return known[key]
+    return str(known[key])
 
 
-def _read_lock(lock: Path) -> dict[str, str]:
+def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
+    """Give a model's architecture and number of blocks, from its ``config.json`` at its commit.
+
+    Args:
+        repo: hub id.
+        revision: the commit the config names, or None for the locked one.
+        lock: the study's lock file, which keeps the answer.
+
+    Returns:
+        ``model_type``, and the number of blocks under the name that the model has for it
+
+    Raises:
+        UserError: the hub cannot be asked, or the lock file is broken.
+    """
+    commit = locked_revision(repo, "model", revision, lock)
+    try:
+        with TemporaryDirectory() as folder:
+            path = hf_hub_download(repo, "config.json", revision=commit, local_dir=folder)
+            config = json.loads(Path(path).read_bytes())
+    except _HUB_ERRORS as error:
+        raise _fetching(repo, error) from error
+    kept = ("model_type", "num_hidden_layers", "n_layer")
+    shape = {key: config[key] for key in kept if key in config}
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock.with_suffix(".mutex")):
+        known = _read_lock(lock)
+        known[f"shape:{repo}@{commit}"] = shape
+        write_text(lock, canonical_json(known))
+    return shape
+
+
+def _read_lock(lock: Path) -> dict[str, Any]:
     if not lock.exists():
         return {}
     try:

@@ -1,0 +1,86 @@
+"""Complete a config from the models it names: in local folders, or on the hub."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from iskd.config.load import find_data_folder
+from iskd.config.schema import DataFolder
+from iskd.config.shapes import (
+    ANY_MODEL,
+    config_of_folder,
+    files_of_folder,
+    fill_in,
+    matches,
+    names_a_model,
+)
+from iskd.errors import UserError
+
+
+def complete(raw: Mapping[str, Any], file: str, lock: Path, *, ask: bool) -> dict[str, Any]:
+    """Fill in what the sections of given teachers leave out.
+
+    What the hub has told once is kept in the study's lock file, beside the commits.
+
+    Args:
+        raw: the parsed config, not checked yet.
+        file: its name, for messages.
+        lock: the study's lock file.
+        ask: whether the hub may be asked for what is not in the lock file.
+
+    Raises:
+        UserError: a model is not there, or cannot be made smaller.
+    """
+
+    def find(name: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
+        where = f"{file}: teachers.{name}"
+        if section["source"] == "folder":
+            place = _folder(raw, section, file)
+            return ANY_MODEL if place is None else config_of_folder(place, f"{where}.folder")
+        known = _known(section, lock)
+        if known is None and ask:
+            # Slow to import, and the only module that opens a connection.
+            from iskd.data.hub import locked_shape
+
+            try:
+                known = locked_shape(section["model"], section.get("revision"), lock)
+            except UserError as error:
+                raise UserError(
+                    f"{where}: family and blocks are left out, so the hub is asked: {error}"
+                ) from error
+        if known is None:
+            raise UserError(f"{where}: family and blocks are left out and not known; add them")
+        return known
+
+    filled = fill_in(raw, file, find)
+    teachers = filled.get("teachers")
+    for name, section in teachers.items() if isinstance(teachers, Mapping) else ():
+        missing = isinstance(section, dict) and "files" not in section
+        if missing and section.get("source") == "folder" and names_a_model(section):
+            place = _folder(raw, section, file)
+            if place is not None:
+                config_of_folder(place, f"{file}: teachers.{name}.folder")
+                section["files"] = files_of_folder(place, f"{file}: teachers.{name}.folder")
+    return filled
+
+
+def _folder(raw: Mapping[str, Any], section: Mapping[str, Any], file: str) -> Path | None:
+    """Find a model's folder; None where the schema will refuse what names it."""
+    named = raw.get("data_folder")
+    if named is not None and not matches(DataFolder, named):
+        return None
+    return find_data_folder(named, file) / str(section["folder"])
+
+
+def _known(section: Mapping[str, Any], lock: Path) -> Mapping[str, Any] | None:
+    """Give what the lock file has about a model of the hub."""
+    try:
+        entries = json.loads(lock.read_bytes())
+    except (OSError, ValueError):
+        return None  # the rules that fetch say what is wrong with it
+    if not isinstance(entries, dict):
+        return None
+    commit = section.get("revision") or entries.get(f"model:{section['model']}")
+    found = entries.get(f"shape:{section['model']}@{commit}")
+    return found if isinstance(found, dict) else None
