@@ -162,7 +162,7 @@ def test_a_reduction_out_of_reach_is_said_in_one_line(
         with pytest.raises(UserError, match=told) as raised:
             compact_config(config, [1], recipe=recipe, reduction=reduction)
         assert "\n" not in str(raised.value)
-        assert "replace more blocks or ask for less" in str(raised.value)
+        assert "replace more blocks (steps, order) or ask for less" in str(raised.value)
 
 
 @pytest.mark.parametrize("recipe", ["bottleneck", "narrow"])

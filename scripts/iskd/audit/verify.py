@@ -13,6 +13,7 @@ from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import METRICS, StudyFolder, recorded_config
 from iskd.audit.hashing import Memory, digest_files
 from iskd.audit.planned import Planned, Planning
+from iskd.config.shapes import fill_in_from
 from iskd.errors import UserError
 from iskd.provenance.artifact import file_digest
 from iskd.provenance.environment import CHECKOUT, LOCK
@@ -77,6 +78,19 @@ def _config_here(recorded: str) -> Path | None:
     return same[0] if len(same) == 1 else None
 
 
+def _completed(config: Path, path: Path) -> Path | str:
+    """Fill in what a config leaves to its models, from what was recorded: they are not at hand."""
+    try:
+        raw = yaml.safe_load(config.read_bytes())
+        recorded = yaml.safe_load(recorded_config(path))
+    except (OSError, ValueError, yaml.YAMLError, UserError):
+        return config  # what is wrong with it, the plan will tell
+    if not isinstance(raw, dict):
+        return config
+    filled = fill_in_from(raw, recorded)
+    return config if filled == raw else yaml.safe_dump(filled, sort_keys=False, allow_unicode=True)
+
+
 def verify(
     path: Path,
     *,
@@ -110,7 +124,7 @@ def verify(
     recorded = recorded_config(path) if config is None else None
     if recorded is not None and at == "checkout":
         config = _config_here(recorded)
-    planning = Planning(config or recorded or "")
+    planning = Planning(recorded or "" if config is None else _completed(config, path))
     folder = StudyFolder(path)
     remembered = None if memory is None else Memory(memory)
     # Planned meanwhile, by another process.

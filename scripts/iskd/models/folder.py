@@ -82,7 +82,10 @@ def adopt_model(folder: Path, *, family: str, blocks: int) -> int:
             f"write blocks: {config.num_hidden_layers} for this teacher"
         )
     if load_tokenizer(folder).eos_token_id is None:
-        raise UserError("the model's tokenizer has no end token (eos_token): choose another model")
+        raise UserError(
+            "the model's tokenizer has no end token (eos_token): set one, save model and tokenizer "
+            "into a folder and name that (source: folder), or choose another model"
+        )
     _settle_files(folder)
     return parameter_count(config)
 

@@ -133,7 +133,7 @@ def _budget(config: PreTrainedConfig, replaced: int, reduction: float) -> int:
         most = replaced * block / whole
         raise UserError(
             f"reduction {reduction:g} cannot be reached by replacing {replaced} blocks, which hold "
-            f"{most:.1%} of the model; replace more blocks or ask for less"
+            f"{most:.1%} of the model; replace more blocks (steps, order) or ask for less"
         )
     return budget
 
