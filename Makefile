@@ -12,8 +12,6 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
-	@echo
-	@echo "Look at results/embedded/paper/figure_tradeoff_toy.png first, then table_main.md beside it."
 
 test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smallest study
 	$(PYTEST)

@@ -1,5 +1,6 @@
 # What the rules share: the checked study, and functions that find inputs and parameters.
 
+import logging
 import os
 import sys
 import time
@@ -28,6 +29,7 @@ from iskd.config.schema import (
 from iskd.config.study import HELDOUT, ModelId
 from iskd.errors import UserError
 from iskd.locks import read_holder, take_lock
+from iskd.progress import StudyProgress, closing_words
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.times import settle_times
 from iskd.training.state import sweep
@@ -98,7 +100,24 @@ HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
 
 STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")
 
+PROGRESS = StudyProgress(STUDY.study)
+
+
+def say_what_failed():
+    """End with what matters: of each job that failed, the end of its log, and where it lies."""
+    for failed in PROGRESS.failed:
+        print(f"\n{failed.as_text()}", file=sys.stderr)
+
+
+def say_what_was_made():
+    """Say what a study that ran to its end has made."""
+    if not workflow.output_settings.quiet:
+        print(closing_words(Path("results", STUDY.study)), file=sys.stderr)
+
+
 if workflow.is_main_process:
+    if not workflow.output_settings.quiet:
+        logging.getLogger("snakemake.logging").addHandler(PROGRESS)
     tidy_results()
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from iskd.progress import bar
 from iskd.provenance.artifact import flush
 from iskd.provenance.machine import bits_depend_on
 from iskd.training.state import Interrupted, StopRequest, WorkFolder
@@ -186,17 +187,19 @@ class Scoring:
         total = sum(len(batch) for batch in batches)
         answers: list[Any] = []
         before = None
-        for start in range(0, len(batches), CHUNK):
-            chunk = batches[start : start + CHUNK]
-            key = {"call": self._calls, "chunk": start // CHUNK, "requests": digest}
-            known = self._known(key, sum(len(batch) for batch in chunk))
-            if known is None:
-                if before is None:
-                    before = self._went_on(len(answers), total)
-                known = self._scored(chunk, score, len(answers), total)
-                if self._answers:
-                    self._answers.add(key, known)
-            answers += known
+        with bar(total, "scoring", unit="text") as shown:
+            for start in range(0, len(batches), CHUNK):
+                chunk = batches[start : start + CHUNK]
+                key = {"call": self._calls, "chunk": start // CHUNK, "requests": digest}
+                known = self._known(key, sum(len(batch) for batch in chunk))
+                if known is None:
+                    if before is None:
+                        before = self._went_on(len(answers), total)
+                    known = self._scored(chunk, score, len(answers), total)
+                    if self._answers:
+                        self._answers.add(key, known)
+                answers += known
+                shown.update(len(known))
         if before is None:
             self._went_on(len(answers), total)
         return answers

@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from tqdm import tqdm
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -25,6 +26,7 @@ from transformers import (
 )
 
 from iskd.errors import UserError
+from iskd.progress import bar
 from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import make_optimizer, parameter_groups
@@ -183,6 +185,7 @@ class _Reporter(TrainerCallback):
         self.resumed = 0
         self.per_sequence: dict[Hashable, int] = {}
         self.started = time.monotonic()
+        self.bar: tqdm[NoReturn] | None = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -200,6 +203,10 @@ class _Reporter(TrainerCallback):
     ) -> None:
         """Have the last step reported whatever its number: its totals are the run's."""
         del args, kwargs
+        if self.bar is None and world().first:
+            self.bar = bar(state.max_steps, "training", done=state.global_step - 1)
+        if self.bar is not None:
+            self.bar.update()
         if state.global_step == state.max_steps:
             control.should_log = True
 
@@ -232,6 +239,12 @@ class _Reporter(TrainerCallback):
             }
         )
         log.info("step %d of %d, loss %.4f, about %.0f s left", done, state.max_steps, loss, left)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        del args, kwargs
+        if self.bar is not None:
+            self.bar.close()
 
     def curve(self) -> dict[str, Any]:
         """Give what a resumed run needs to end with the same curve."""
