@@ -40,11 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--largest", type=int, default=10_000)
+    parser.add_argument("--first-seed", action="store_true", help="a third of the embedded study")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         imports(asked.rounds)
         planning(Path(folder), asked.rounds, asked.largest)
         clone = make_clone(Path(folder, "study"))
+        if asked.first_seed:
+            clone.edit(EMBEDDED, "seeds: [17, 18, 19]", "seeds: [17]")
         own_share(clone)
         idle(clone, asked.rounds)
 

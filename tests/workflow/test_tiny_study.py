@@ -78,6 +78,7 @@ def second(clone_at: Callable[[str], Clone], finished: Clone) -> Clone:
             resumed += count_resumed(clone)
             shutil.rmtree(clone.folder / "results")
     done = clone.snakemake(*TINY)
+    assert "Look first at\n  results/tiny/paper/figure_tradeoff_toy.png\n" in done.stderr
     assert done.returncode == 0, done.stderr[-4000:]
     resumed += count_resumed(clone)
     print(f"{kills} kills, {resumed} resumed trainings")

@@ -1,0 +1,20 @@
+"""What somebody at a terminal is told while a study runs, and when a job fails."""
+
+from pathlib import Path
+
+from .conftest import TINY, make_clone
+
+
+def test_a_failed_job_ends_in_what_matters(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    clone.edit("tests/config/tiny.yaml", "block_length: 64", "block_length: 250")
+    clone.edit("tests/config/tiny.yaml", "stories: 60\n", "stories: 1\n")
+    done = clone.snakemake("--until", "prepare_corpus", *TINY)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    log = "results/tiny/logs/prepare_corpus/toy.log"
+    place = lines.index(f"prepare_corpus toy failed; the end of {log}:")
+    assert "less than one sequence of 250; give more text" in lines[place + 1]
+    # Behind it there is only where Snakemake's own log lies.
+    assert len(lines) - place <= 10
+    assert "Traceback" not in done.stderr
