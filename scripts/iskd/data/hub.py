@@ -65,14 +65,24 @@ def locked_revision(
     if revision is not None:
         return revision
     key = f"{kind}:{repo}"
+    known = _read_lock(lock)
+    if key not in known:
+        # Asked before anything is written: a hub that does not answer leaves no trace.
+        commit = newest(repo, kind)
+        known = _keep(lock, key, commit)
+        log.info("locked %s at %s in %s", repo, known[key], lock)
+    return str(known[key])
+
+
+def _keep(lock: Path, key: str, value: Any) -> dict[str, Any]:
+    """Write an answer of the hub into the lock file, unless another job has been faster."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock.with_suffix(".mutex")):
         known = _read_lock(lock)
         if key not in known:
-            known[key] = newest(repo, kind)
+            known[key] = value
             write_text(lock, canonical_json(known))
-            log.info("locked %s at %s in %s", repo, known[key], lock)
-    return str(known[key])
+    return known
 
 
 def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
@@ -98,12 +108,7 @@ def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
         raise _fetching(repo, error) from error
     kept = ("model_type", "num_hidden_layers", "n_layer")
     shape = {key: config[key] for key in kept if key in config}
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock.with_suffix(".mutex")):
-        known = _read_lock(lock)
-        known[f"shape:{repo}@{commit}"] = shape
-        write_text(lock, canonical_json(known))
-    return shape
+    return dict(_keep(lock, f"shape:{repo}@{commit}", shape)[f"shape:{repo}@{commit}"])
 
 
 def _read_lock(lock: Path) -> dict[str, Any]:

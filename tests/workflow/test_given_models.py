@@ -1,0 +1,65 @@
+"""A config that leaves family and blocks to the model: the hub is asked once, at the first plan."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.hub_standin import HubStandin
+
+from .conftest import Clone, make_clone
+
+CONFIG = ("--configfile", "config/compress.yaml")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> HubStandin:
+    return HubStandin(tmp_path / "repositories")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    clone = make_clone(tmp_path / "clone")
+    (clone.folder / "data").mkdir()
+    text = json.dumps({"text": "Once there was a hen."}) + "\n"
+    (clone.folder / "data/corpus.jsonl").write_text(text, encoding="utf-8")
+    path = clone.folder / "config/compress.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if not line.strip().startswith("revision:")]
+    path.write_text("\n".join(kept).replace("openai-community/gpt2", "a/b"), encoding="utf-8")
+    return clone
+
+
+def test_the_hub_is_asked_once(hub: HubStandin, clone: Clone) -> None:
+    shape = {"model_type": "llama", "num_hidden_layers": 8}
+    commit = hub.publish("model", "a/b", {"config.json": json.dumps(shape).encode()})
+    with hub.serving():
+        environment = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HOME": "cache"}
+        done = clone.snakemake("-n", "-q", "rules", *CONFIG, **environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lock = json.loads((clone.folder / "results/compress/hub.lock.json").read_text())
+    assert lock == {"model:a/b": commit, f"shape:a/b@{commit}": shape}
+    # Half of its eight blocks; nobody is asked any more.
+    counts = clone.planned(*CONFIG)
+    assert counts["substitute_block"] == 4
+    assert counts["download_model"] == 1
+
+
+def test_a_model_that_cannot_be_made_smaller(hub: HubStandin, clone: Clone) -> None:
+    shape = {"model_type": "bert", "num_hidden_layers": 8}
+    hub.publish("model", "a/b", {"config.json": json.dumps(shape).encode()})
+    with hub.serving():
+        environment = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HOME": "cache"}
+        done = clone.snakemake("-n", *CONFIG, **environment)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
+    assert "teachers.model: the model's architecture 'bert' is not supported" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_no_network(clone: Clone) -> None:
+    done = clone.snakemake("-n", *CONFIG, HF_ENDPOINT="http://127.0.0.1:9", NO_PROXY="127.0.0.1")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
+    assert "family and blocks are left out, so the hub is asked: a/b could not be fetched" in line
+    assert not (clone.folder / "results").exists()
