@@ -34,6 +34,7 @@ _PATTERN_REMEDIES = {
     "out and `prefetch` locks the commit it finds",
     schema.HubId: "give a hub id such as openai-community/gpt2",
     schema.DataFile: "give a file below data_folder, without '..' and not absolute",
+    schema.Line: "give one line of characters that can be seen",
     schema.DataFolder: "give a folder below the working directory without '..', or $NAME for the "
     "folder that the environment variable NAME holds",
 }
@@ -50,7 +51,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     """Give every section class that a field's annotation mentions outside of a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated, list):
         for part in get_args(annotation):
             yield from _sections(part)
 
@@ -100,8 +101,7 @@ class _Place:
             else:
                 field = self.section.model_fields.get(str(part)) if self.section else None
                 if field is None:
-                    self.section = None if isinstance(part, int) else self.section
-                    continue
+                    continue  # a place in a list
                 self.description = field.description or ""
                 annotation = field.annotation
                 mapping = _dict_value(annotation)

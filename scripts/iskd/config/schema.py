@@ -40,6 +40,12 @@ DataFolder = Annotated[
     ),
 ]
 
+# It is printed: no line ends, nothing that a terminal obeys or that turns the direction of a text.
+Line = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"),
+]
+
 
 def _scientific(value: object) -> object:
     """Read ``1e-4``, which YAML 1.1 takes for text because it has no dot."""
@@ -49,7 +55,7 @@ def _scientific(value: object) -> object:
 
 
 Positive = Annotated[int, Field(ge=1, le=MOST)]
-# A plan grows with these, and Snakemake follows a chain of steps by recursion.
+# Without an order that is a list, a study has as many steps.
 Blocks = Annotated[int, Field(ge=1, le=1000)]
 # The limits stand before the validator: the other way round they are lost in the JSON schema.
 _SCIENTIFIC = BeforeValidator(_scientific)
@@ -780,7 +786,7 @@ class Claim(Section):
     )
     reduction: Share = Field(description="1 - parameters / teacher's parameters, a fraction.")
     retention: NotNegative = Field(description="Score / teacher's score, a fraction.")
-    source: Annotated[str, Field(min_length=1, max_length=80)] = Field(
+    source: Annotated[Line, Field(min_length=1, max_length=80)] = Field(
         description="Where it was published, as a reader would look it up."
     )
 

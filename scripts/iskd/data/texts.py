@@ -25,7 +25,7 @@ def stream_texts(path: Path) -> Iterator[str]:
     """Give the stories of a JSONL file one by one, so that memory holds only one of them.
 
     Raises:
-        UserError: the file cannot be read or is not UTF-8, a line is not JSON, or a text is missing.
+        UserError: the file cannot be read or is no UTF-8, a line is no JSON, or a text is missing.
     """
     try:
         with path.open(encoding="utf-8") as stream:
