@@ -60,7 +60,8 @@ def _no_mapping(text: str) -> str:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        said = ascii(" ".join((error.problem or "").split()))[1:-1][:200]
+        said = " ".join((error.problem or "").split())[:200]
+        said = said if said.isprintable() else ascii(said)[1:-1]
         return f"{where}no YAML ({said}); look for brackets, quotes, tabs and colons there"
     return "no keys at its top level; a study begins with `study: <name>`"
 

@@ -176,7 +176,9 @@ def _refuse_outsize(raw: Any, file: str) -> None:
             raise UserError(f"{file}: {key}: a number of more than 308 digits; give a smaller one")
         if isinstance(value, Mapping):
             for name in value:
-                if not (isinstance(name, str) and name.isprintable() and 1 <= len(name) <= 64):
+                if not (
+                    isinstance(name, str) and name.isprintable() and 1 <= len(name.strip()) <= 64
+                ):
                     raise UserError(
                         f"{file}: {key}: {_shown(name)} is no key; use 1 to 64 characters that "
                         "can be seen, and quotes around a number, a date, yes or no"
