@@ -35,7 +35,7 @@ def _texts(value: Any) -> Iterator[str]:
         if isinstance(value, str):
             yield value
         elif isinstance(value, Mapping):
-            waiting += reversed(value.values())
+            waiting += reversed(list(value.values()))
         elif isinstance(value, Sequence):
             waiting += reversed(value)
 
