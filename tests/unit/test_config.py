@@ -19,6 +19,10 @@ TINY: dict[str, Any] = yaml.safe_load((ROOT / "tests" / "config" / "tiny.yaml").
 # The control stands in every real study; running the smallest one is shorter without it.
 TINY["arms"]["teacher_tuned"] = {"method": "teacher_tuned"}
 HUB_TASK = {"source": "hub", "kind": "hellaswag", "dataset": "a/b", "split": "validation"}
+CLAIM = {"teacher": "toy", "task": "hellaswag", "metric": "acc", "source": "a paper"} | {
+    "reduction": 0.3,
+    "retention": 0.9,
+}
 LEAVE_OUT = object()
 
 
@@ -290,6 +294,31 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"corpus": {"source": "hub", "dataset": "a/b"}}, "tasks.cbt_context.source", "toyworld"),
     ({"evaluation.batch": 1}, "evaluation.batch", "did you mean 'batch_size'"),
+    # What no study holds, and what could not be printed.
+    ({"[key]": 1}, "[key]", "unknown key"),
+    ({"list[x]": 1}, "list[x]", "unknown key"),
+    ({"corpus.\x1b[2J": 1}, "corpus", r"'\x1b[2J' is no key"),
+    ({"corpus": {" ": 1}}, "corpus", "' ' is no key"),
+    ({"corpus": {1: 1}}, "corpus", "1 is no key; use 1 to 64 characters"),
+    ({"arms": {"k" * 5000: {"method": "iskd"}}}, "arms", "is no key"),
+    ({"study": 16**6000}, "study", "more than 308 digits"),
+    ({"seeds": [-(16**6000)]}, "seeds.0", "more than 308 digits"),
+    ({"corpus.stories": 10**30}, "corpus.stories", "less than or equal to 2147483647"),
+    ({f"{TOY}.training.batch_size": 2**31}, f"{TOY}.training.batch_size", "2147483647"),
+    (
+        {f"{TOY}.order": "random", f"{TOY}.architecture.blocks": 10**9},
+        f"{TOY}.architecture.blocks",
+        "less than or equal to 1000",
+    ),
+    (
+        {f"{TOY}.order": "random", f"{TOY}.architecture.blocks": 401},
+        f"{TOY}.steps",
+        "set at most 400",
+    ),
+    ({f"{TOY}.source": "x" * 5000}, f"{TOY}.source", "... is unknown; use 'pretrain', 'hub'"),
+    ({"claims": [{"tusk": "x"}]}, "claims.0.teacher", "missing; add it (The teacher it is about)"),
+    ({"claims": [CLAIM | {"sorce": "x"}]}, "claims.0.sorce", "did you mean 'source'"),
+    ({"claims": [CLAIM | {"source": "a\x1b[2J"}]}, "claims.0.source", "one line of characters"),
 ]
 
 
@@ -309,6 +338,17 @@ def test_a_mistake_is_one_line_with_its_key(changes: dict[str, Any], key: str, p
 def test_something_that_is_no_study_gives_no_traceback(raw: Any) -> None:
     with pytest.raises(UserError, match=r"^my\.yaml: "):
         load_study(raw, "my.yaml")
+
+
+def test_aliases_without_an_end_are_refused() -> None:
+    itself: dict[str, Any] = {}
+    itself["x"] = itself
+    doubled: Any = [1]
+    for _ in range(40):
+        doubled = [doubled, doubled]
+    for value in (itself, doubled, [0] * 200_000):
+        with pytest.raises(UserError, match=r"^my\.yaml: corpus\.stories.*look for an alias"):
+            load_study(changed({"corpus.stories": value}), "my.yaml")
 
 
 def test_the_arm_teacher_is_reserved() -> None:
@@ -466,6 +506,11 @@ def test_good_local_files_pass(folder: Path) -> None:
         (lambda f: (f / "rows.jsonl").unlink(), "tasks.mine.file", "rows.jsonl is not there"),
         (lambda f: (f / "rows.jsonl").write_text("{}"), "tasks.mine.file", "rows.jsonl"),
         (lambda f: (f / "rows.jsonl").write_text("["), "tasks.mine.file", "broken JSON"),
+        (
+            lambda f: (f / "rows.jsonl").write_text(f'{{"n": {"9" * 5000}}}'),
+            "tasks.mine.file",
+            "broken JSON (Exceeds the limit",
+        ),
     ],
 )
 def test_a_bad_local_file_is_found_before_anything_runs(
@@ -477,6 +522,17 @@ def test_a_bad_local_file_is_found_before_anything_runs(
     assert str(caught.value).startswith(f"my.yaml: {key}: ")
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_name_that_is_too_long_is_not_there(folder: Path) -> None:
+    name = "a" * 300
+    for changes, key in (
+        ({"corpus.files": [name]}, "corpus.files.0"),
+        ({"data_folder": name}, "data_folder"),
+    ):
+        raw = changed(FILES | changes)
+        with pytest.raises(UserError, match=rf"^my\.yaml: {key}: .*(not there|no folder)"):
+            check_data_files(load_study(raw, "my.yaml"), "my.yaml")
 
 
 def test_a_data_folder_that_is_not_there_is_said(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,3 +55,29 @@ def test_an_item_overlaps_as_a_search_in_every_story_says(
         shared = {run for run in runs if any(f" {run} " in story for story in padded)}
         assert item["shared"] == len(shared)
         assert item["overlap"] == bool(shared)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"sentences": "One two", "question": "three"}, "One two three"),
+        ({"sentences": ["One"], "question": "two"}, "One two"),
+        ({"sentences": [["One"]], "question": "XXXXX", "answer": "two"}, "One XXXXX two"),
+        ({"ctx_a": "One", "endings": ["two"]}, "One two"),
+        ({"ctx_a": None, "ctx_b": "", "endings": ["One"], "label": 0}, "One"),
+        ({"ctx_a": "", "ctx_b": "", "endings": ["One", "two"], "label": "x"}, "One two x"),
+        ({"ctx_a": "", "ctx_b": "", "endings": {"a": "One"}, "label": 0}, "One"),
+    ],
+)
+def test_a_row_that_only_looks_like_one_of_ours_is_all_its_texts(
+    row: dict[str, Any], text: str
+) -> None:
+    assert item_text(row).split() == text.split()
+    assert not measure_overlap([row], ["nothing"], 3)[0]["overlap"]
+
+
+def test_texts_are_found_at_any_depth() -> None:
+    value: Any = "deep"
+    for _ in range(5000):
+        value = [value]
+    assert item_text({"x": value, "y": "flat"}) == "deep flat"

@@ -148,6 +148,7 @@ def test_every_field_that_a_kind_names_is_needed(kind: str, tmp_path: Path) -> N
         (b'{"a": "\xff"}\n', "line 1: byte 8 is not UTF-8"),
         (b'{"a": "\\ud800"}\n', "line 1: holds half of a surrogate pair"),
         (b"[" * 100_000, "line 1: broken JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", "line 1: broken JSON (Exceeds the limit"),
     ],
 )
 def test_a_broken_file_is_named(raw: bytes, message: str, tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ from iskd.data import hub
 from iskd.errors import UserError
 
 COMMIT = "0123456789" * 4
+
+
+def no_lock(study: str) -> Path:
+    return Path(study, "lock")
+
+
 LLAMA = {"model_type": "llama", "num_hidden_layers": 10}
 
 
@@ -57,7 +63,7 @@ def test_the_ends_of_a_model_go_last(blocks: int) -> None:
     [({"reduction": 0.3}, 5), ({"reduction": 0.31}, 6), ({"reduction": 0.9}, 10), ({}, 10)],
 )
 def test_a_folder_tells_all(here: Path, compact: dict[str, float], steps: int) -> None:
-    found = complete(folder(compact=compact), "f", Path("lock"), ask=False)
+    found = complete(folder(compact=compact), "f", no_lock, ask=False)
     teacher = load_study(found, "f").teachers["model"]
     assert isinstance(teacher, FolderTeacher)
     assert (teacher.family, teacher.blocks, teacher.steps) == ("llama", 10, steps)
@@ -69,7 +75,7 @@ def test_a_folder_tells_all(here: Path, compact: dict[str, float], steps: int) -
 
 def test_what_is_given_stays() -> None:
     asked = folder(family="gpt2", blocks=4, order=[3, 1], files=["config.json"])
-    assert complete(asked, "f", Path("lock"), ask=False) == asked
+    assert complete(asked, "f", no_lock, ask=False) == asked
 
 
 def test_half_of_the_blocks_as_in_the_paper() -> None:
@@ -99,7 +105,7 @@ def test_models_that_will_not_do(here: Path, told: Any, said: str) -> None:
     else:
         file.write_text(told if isinstance(told, str) else json.dumps(told))
     with pytest.raises(UserError) as caught:
-        complete(folder(), "f", Path("lock"), ask=False)
+        complete(folder(), "f", no_lock, ask=False)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -107,12 +113,19 @@ def test_models_that_will_not_do(here: Path, told: Any, said: str) -> None:
 def test_pickled_weights_are_refused(here: Path) -> None:
     (here / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights in safetensors"):
-        complete(folder(), "f", Path("lock"), ask=False)
+        complete(folder(), "f", no_lock, ask=False)
+
+
+@pytest.mark.parametrize("study", ["../up", 10**400, None, ["x"]], ids=range(4))
+def test_a_wrong_study_asks_nobody(study: Any) -> None:
+    raw = config(source="hub", model="a/b", revision=COMMIT) | {"study": study}
+    with pytest.raises(UserError, match="f: study: "):
+        load_study(complete(raw, "f", no_lock, ask=True), "f")
 
 
 @pytest.mark.parametrize("name", ["../my-model", "/etc", 3, None, ""])
 def test_a_wrong_name_is_for_the_schema_to_tell(here: Path, name: Any) -> None:
-    raw = complete(config(source="folder", folder=name), "f", Path("lock"), ask=False)
+    raw = complete(config(source="folder", folder=name), "f", no_lock, ask=False)
     with pytest.raises(UserError, match=r"f: teachers\.model\.folder: "):
         load_study(raw, "f")
     assert here.is_dir()
@@ -130,9 +143,9 @@ def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(hub, "hf_hub_download", fetch)
     raw = config(source="hub", model="a/b", revision=COMMIT)
     with pytest.raises(UserError, match="left out and not known; add them"):
-        complete(raw, "f", lock, ask=False)
-    first = complete(raw, "f", lock, ask=True)
-    assert complete(raw, "f", lock, ask=False) == first
+        complete(raw, "f", lambda _: lock, ask=False)
+    first = complete(raw, "f", lambda _: lock, ask=True)
+    assert complete(raw, "f", lambda _: lock, ask=False) == first
     assert asked == [("a/b", "config.json", COMMIT)]
     teacher = load_study(first, "f").teachers["model"]
     assert isinstance(teacher, HubTeacher)
@@ -146,12 +159,12 @@ def test_a_hub_that_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(hub, "hf_hub_download", fetch)
     raw = config(source="hub", model="a/b", revision=COMMIT)
     with pytest.raises(UserError, match=r"family and blocks are left out.*no route to host"):
-        complete(raw, "f", tmp_path / "lock", ask=True)
+        complete(raw, "f", lambda _: tmp_path / "lock", ask=True)
 
 
 def test_an_auditor_takes_what_was_recorded(here: Path) -> None:
     raw = folder(compact={"reduction": 0.3})
-    recorded = load_study(complete(raw, "f", Path("lock"), ask=False), "f").model_dump(mode="json")
+    recorded = load_study(complete(raw, "f", no_lock, ask=False), "f").model_dump(mode="json")
     filled = load_study(fill_in_from(raw, recorded), "f")
     assert filled.model_dump(mode="json") == recorded
     # Another kind of model under the same name is not what was recorded.

@@ -106,3 +106,8 @@ def test_unicode_is_written_as_it_is(tmp_path: Path) -> None:
     write_texts(["Zoë 🦊"], tmp_path / "t.jsonl")
     assert (tmp_path / "t.jsonl").read_text("utf-8") == '{"text": "Zoë 🦊"}\n'
     assert json.loads((tmp_path / "t.jsonl").read_bytes()) == {"text": "Zoë 🦊"}
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_texts(tmp_path)

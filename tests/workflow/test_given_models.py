@@ -12,6 +12,12 @@ from .conftest import Clone, make_clone
 CONFIG = ("--configfile", "config/compress.yaml")
 
 
+def asking(url: str) -> dict[str, str]:
+    """Give the environment of somebody whose hub is at an address."""
+    offline = {"HF_HUB_OFFLINE": "0", "HF_HOME": "cache"}
+    return {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", **offline}
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> HubStandin:
     return HubStandin(tmp_path / "repositories")
@@ -34,8 +40,7 @@ def test_the_hub_is_asked_once(hub: HubStandin, clone: Clone) -> None:
     shape = {"model_type": "llama", "num_hidden_layers": 8}
     commit = hub.publish("model", "a/b", {"config.json": json.dumps(shape).encode()})
     with hub.serving():
-        environment = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HOME": "cache"}
-        done = clone.snakemake("-n", "-q", "rules", *CONFIG, **environment)
+        done = clone.snakemake("-n", "-q", "rules", *CONFIG, **asking(hub.url))
     assert done.returncode == 0, done.stderr[-4000:]
     lock = json.loads((clone.folder / "results/compress/hub.lock.json").read_text())
     assert lock == {"model:a/b": commit, f"shape:a/b@{commit}": shape}
@@ -49,8 +54,7 @@ def test_a_model_that_cannot_be_made_smaller(hub: HubStandin, clone: Clone) -> N
     shape = {"model_type": "bert", "num_hidden_layers": 8}
     hub.publish("model", "a/b", {"config.json": json.dumps(shape).encode()})
     with hub.serving():
-        environment = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HOME": "cache"}
-        done = clone.snakemake("-n", *CONFIG, **environment)
+        done = clone.snakemake("-n", *CONFIG, **asking(hub.url))
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
     assert "teachers.model: the model's architecture 'bert' is not supported" in line
@@ -58,7 +62,7 @@ def test_a_model_that_cannot_be_made_smaller(hub: HubStandin, clone: Clone) -> N
 
 
 def test_no_network(clone: Clone) -> None:
-    done = clone.snakemake("-n", *CONFIG, HF_ENDPOINT="http://127.0.0.1:9", NO_PROXY="127.0.0.1")
+    done = clone.snakemake("-n", *CONFIG, **asking("http://127.0.0.1:9"))
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
     assert "family and blocks are left out, so the hub is asked: a/b could not be fetched" in line

@@ -48,7 +48,7 @@ def checked_study():
         raw = complete(
             config,
             config_name(),
-            Path("results", str(config.get("study")), "hub.lock.json"),
+            lambda study: Path("results", study, "hub.lock.json"),
             ask=workflow.is_main_process and not alone,
         )
         study = load_study(raw, config_name())

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from iskd.config.schema import json_schema
+from iskd.config.schema import MOST, json_schema
 
 ROOT = Path(__file__).resolve().parents[3]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
@@ -44,7 +44,11 @@ def _type_of(spec: dict[str, Any]) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    limits = [f"{words} {spec[key]:g}" for key, words in bounds.items() if key in spec]
+    limits = [
+        f"{words} {spec[key]:g}"
+        for key, words in bounds.items()
+        if key in spec and spec[key] != MOST  # which nobody comes near
+    ]
     names = {
         "integer": "whole number",
         "number": "number",

@@ -41,6 +41,9 @@ HEAD_GRAIN = {"phi": 4, "gpt_neox": 8, "llama": 2, "mistral": 2, "qwen2": 2, "qw
 OWN_KEYS = ("gpt2", "gpt_neox")
 PUBLISHED_FAMILIES = ("gpt2", "phi")
 
+# Snakemake follows a chain of jobs by recursion, and Python ends that at about 480.
+MOST_STEPS = 400
+
 
 def block_count(teacher: Teacher) -> int:
     """Count the blocks of a teacher, as its config states them."""
@@ -99,6 +102,11 @@ class Checks:
         if teacher.steps is not None and teacher.steps > available:
             self._fail(f"{key}.steps", f"{teacher.steps} steps, but the order has {available}")
         steps = step_count(teacher)
+        if steps > MOST_STEPS:
+            self._fail(
+                f"{key}.steps",
+                f"{steps} steps are more than Snakemake can follow; set at most {MOST_STEPS}",
+            )
         if teacher.headline is not None and teacher.headline > steps:
             self._fail(
                 f"{key}.headline", f"step {teacher.headline} does not exist; last is {steps}"

@@ -1,12 +1,12 @@
 """Complete a config from the models it names: in local folders, or on the hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from iskd.config.load import find_data_folder
-from iskd.config.schema import DataFolder
+from iskd.config.load import find_data_folder, refuse_outsize
+from iskd.config.schema import DataFolder, Name
 from iskd.config.shapes import (
     ANY_MODEL,
     config_of_folder,
@@ -18,7 +18,9 @@ from iskd.config.shapes import (
 from iskd.errors import UserError
 
 
-def complete(raw: Mapping[str, Any], file: str, lock: Path, *, ask: bool) -> dict[str, Any]:
+def complete(
+    raw: Mapping[str, Any], file: str, lock: Callable[[str], Path], *, ask: bool
+) -> dict[str, Any]:
     """Fill in what the sections of given teachers leave out.
 
     What the hub has told once is kept in the study's lock file, beside the commits.
@@ -26,25 +28,31 @@ def complete(raw: Mapping[str, Any], file: str, lock: Path, *, ask: bool) -> dic
     Args:
         raw: the parsed config, not checked yet.
         file: its name, for messages.
-        lock: the study's lock file.
+        lock: the study's lock file, by the study's name.
         ask: whether the hub may be asked for what is not in the lock file.
 
     Raises:
         UserError: a model is not there, or cannot be made smaller.
     """
+    refuse_outsize(raw, file)
+    # What is no name is for the schema to tell; nothing is to be read or written by it.
+    study = raw.get("study")
+    known_study = matches(Name, study)
 
     def find(name: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
         where = f"{file}: teachers.{name}"
         if section["source"] == "folder":
             place = _folder(raw, section, file)
             return ANY_MODEL if place is None else config_of_folder(place, f"{where}.folder")
-        known = _known(section, lock)
+        if not known_study:
+            return ANY_MODEL
+        known = _known(section, lock(str(study)))
         if known is None and ask:
             # Slow to import, and the only module that opens a connection.
             from iskd.data.hub import locked_shape
 
             try:
-                known = locked_shape(section["model"], section.get("revision"), lock)
+                known = locked_shape(section["model"], section.get("revision"), lock(str(study)))
             except UserError as error:
                 raise UserError(
                     f"{where}: family and blocks are left out, so the hub is asked: {error}"

@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -22,6 +22,11 @@ from iskd.evaluation.kinds import KINDS
 # Larger files are read once, by the rule that uses them, and not at every start of Snakemake.
 CHECK_AT_START_BYTES = 64 * 2**20
 
+# Of a config. The largest that is shipped has 5 layers and some 250 values.
+MOST_LAYERS = 12
+MOST_VALUES = 100_000
+LARGEST = 10**308
+
 _PATTERN_REMEDIES = {
     schema.Name: "use lower-case letters, digits, '-' and '_' only, starting with a letter or "
     "digit",
@@ -29,6 +34,7 @@ _PATTERN_REMEDIES = {
     "out and `prefetch` locks the commit it finds",
     schema.HubId: "give a hub id such as openai-community/gpt2",
     schema.DataFile: "give a file below data_folder, without '..' and not absolute",
+    schema.Line: "give one line of characters that can be seen",
     schema.DataFolder: "give a folder below the working directory without '..', or $NAME for the "
     "folder that the environment variable NAME holds",
 }
@@ -45,7 +51,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
     """Give every section class that a field's annotation mentions outside of a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, Annotated):
+    elif get_origin(annotation) in (Union, types.UnionType, Annotated, list):
         for part in get_args(annotation):
             yield from _sections(part)
 
@@ -95,8 +101,7 @@ class _Place:
             else:
                 field = self.section.model_fields.get(str(part)) if self.section else None
                 if field is None:
-                    self.section = None if isinstance(part, int) else self.section
-                    continue
+                    continue  # a place in a list
                 self.description = field.description or ""
                 annotation = field.annotation
                 mapping = _dict_value(annotation)
@@ -112,13 +117,16 @@ class _Place:
 
 
 def _say(error: ErrorDetails) -> str:
-    place = _Place(error["loc"])
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
+        # An unknown key may be called what pydantic calls a place that is none.
+        *above, own = error["loc"]
+        place = _Place(tuple(above))
         known = list(place.section.model_fields) if place.section else []
-        near = difflib.get_close_matches(place.path[-1], known, n=1)
+        near = difflib.get_close_matches(str(own), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{place.key}: unknown key; {hint}"
+        return f"{'.'.join([*place.path, str(own)])}: unknown key; {hint}"
+    place = _Place(error["loc"])
     if kind == "missing":
         about = place.description.rstrip(".")
         return f"{place.key}: missing; add it{f' ({about})' if about else ''}"
@@ -127,9 +135,9 @@ def _say(error: ErrorDetails) -> str:
         return f"{place.key}.{tag}: missing; it decides which keys belong here"
     if kind == "union_tag_invalid":
         tag = str(context["discriminator"]).strip("'")
-        return f"{place.key}.{tag}: {context['tag']!r} is unknown; use {context['expected_tags']}"
-    given = repr(error["input"])
-    given = given if len(given) <= 60 else given[:57] + "..."
+        given = _shown(context["tag"])
+        return f"{place.key}.{tag}: {given} is unknown; use {context['expected_tags']}"
+    given = _shown(error["input"])
     if kind == "string_pattern_mismatch":
         remedy = _REMEDY_OF_PATTERN.get(str(context["pattern"]), "use letters, digits, '_', '-'")
         return f"{place.key}: {given} is not allowed here; {remedy}"
@@ -138,6 +146,47 @@ def _say(error: ErrorDetails) -> str:
         given = "this"
     about = f" ({place.description.rstrip('.')})" if place.description else ""
     return f"{place.key}: {given} does not fit; {message[0].lower()}{message[1:]}{about}"
+
+
+def _shown(value: Any) -> str:
+    given = repr(value)
+    return given if len(given) <= 60 else given[:57] + "..."
+
+
+def refuse_outsize(raw: Any, file: str) -> None:
+    """Refuse what no study holds, before it is compared with the schema or printed.
+
+    An alias that holds itself has no end, aliases of aliases have thousands of millions of values,
+    Python prints no number of more than 4300 digits, and a terminal obeys some characters.
+
+    Raises:
+        UserError: one of these is there.
+    """
+    waiting, seen = [(raw, ())], 0  # type: list[tuple[Any, tuple[str, ...]]], int
+    while waiting:
+        value, path = waiting.pop()
+        seen += 1
+        key = ".".join(path) or "(top level)"
+        if seen > MOST_VALUES or len(path) > MOST_LAYERS:
+            raise UserError(
+                f"{file}: {key}: more than {MOST_LAYERS} layers, or {MOST_VALUES} values in all; "
+                "look for an alias (*name) of something that holds it"
+            )
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{file}: {key}: a number of more than 308 digits; give a smaller one")
+        if isinstance(value, Mapping):
+            for name in value:
+                if not (
+                    isinstance(name, str) and name.isprintable() and 1 <= len(name.strip()) <= 64
+                ):
+                    raise UserError(
+                        f"{file}: {key}: {_shown(name)} is no key; use 1 to 64 characters that "
+                        "can be seen, and quotes around a number, a date, yes or no"
+                    )
+            inner = list(value.items())
+        else:
+            inner = list(enumerate(value)) if isinstance(value, list | tuple) else []
+        waiting += [(item, (*path, str(name))) for name, item in reversed(inner)]
 
 
 def load_study(raw: Mapping[str, Any], file: str) -> Study:
@@ -150,6 +199,7 @@ def load_study(raw: Mapping[str, Any], file: str) -> Study:
     Raises:
         UserError: the first finding, as one line with file, key and remedy.
     """
+    refuse_outsize(raw, file)
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:
@@ -185,9 +235,17 @@ def find_data_folder(named: str | None, file: str) -> Path:
         folder = Path(value)
     else:
         folder = Path(named)
-    if not folder.is_dir():
+    if not _is(folder.is_dir):
         raise UserError(f"{file}: data_folder: {folder} is no folder; name one that exists")
     return folder
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """Ask whether there is a file or folder; where a name is too long, there is none."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def check_data_files(study: Study, file: str) -> None:
@@ -201,11 +259,11 @@ def check_data_files(study: Study, file: str) -> None:
         return
     folder = data_folder(study, file)
     for key, name in models:
-        if not (folder / name).is_file():
+        if not _is((folder / name).is_file):
             raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
     for key, name, kind in wanted:
         path = folder / name
-        if not path.is_file():
+        if not _is(path.is_file):
             raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
         if path.stat().st_size > CHECK_AT_START_BYTES:
             continue

@@ -22,7 +22,9 @@ from iskd.config.best import with_best
 
 # A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+# No number of things is larger, and beyond it some library's own limit would end a job.
+MOST = 2**31 - 1
+Seed = Annotated[int, Field(ge=0, le=MOST)]
 HubId = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?$")
 ]
@@ -38,6 +40,12 @@ DataFolder = Annotated[
     ),
 ]
 
+# It is printed: no line ends, nothing that a terminal obeys or that turns the direction of a text.
+Line = Annotated[
+    str,
+    StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"),
+]
+
 
 def _scientific(value: object) -> object:
     """Read ``1e-4``, which YAML 1.1 takes for text because it has no dot."""
@@ -46,7 +54,9 @@ def _scientific(value: object) -> object:
     return value
 
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=MOST)]
+# Without an order that is a list, a study has as many steps.
+Blocks = Annotated[int, Field(ge=1, le=1000)]
 # The limits stand before the validator: the other way round they are lost in the JSON schema.
 _SCIENTIFIC = BeforeValidator(_scientific)
 Rate = Annotated[float, Field(gt=0, le=1), _SCIENTIFIC]
@@ -177,7 +187,9 @@ class ToyCorpus(Section):
     continuation_rows: Positive = Field(
         200, description="Rows of the continuation task in HellaSwag's form."
     )
-    block_length: Annotated[int, Field(ge=8)] = Field(128, description="Tokens per sequence.")
+    block_length: Annotated[int, Field(ge=8, le=MOST)] = Field(
+        128, description="Tokens per sequence."
+    )
 
 
 class FileCorpus(Section):
@@ -190,7 +202,9 @@ class FileCorpus(Section):
     rows: Positive | None = Field(None, description="Take only so many rows from the front.")
     heldout_share: SplitShare = Field(0.1, description="Share of the stories that is held out.")
     seed: Seed = Field(17, description="Seed of the split.")
-    block_length: Annotated[int, Field(ge=8)] = Field(128, description="Tokens per sequence.")
+    block_length: Annotated[int, Field(ge=8, le=MOST)] = Field(
+        128, description="Tokens per sequence."
+    )
 
 
 class HubCorpus(Section):
@@ -207,7 +221,9 @@ class HubCorpus(Section):
     rows: Positive | None = Field(None, description="Take only so many rows from the front.")
     heldout_share: SplitShare = Field(0.1, description="Share of the stories that is held out.")
     seed: Seed = Field(17, description="Seed of the split.")
-    block_length: Annotated[int, Field(ge=8)] = Field(128, description="Tokens per sequence.")
+    block_length: Annotated[int, Field(ge=8, le=MOST)] = Field(
+        128, description="Tokens per sequence."
+    )
 
 
 Corpus = Annotated[ToyCorpus | FileCorpus | HubCorpus, Field(discriminator="source")]
@@ -273,7 +289,7 @@ class Objective(Section):
 class Architecture(Section):
     """Shape of a decoder that is trained here from scratch."""
 
-    blocks: Positive = Field(description="Transformer blocks.")
+    blocks: Blocks = Field(description="Transformer blocks.")
     width: Positive = Field(description="Hidden size.")
     heads: Positive = Field(description="Attention heads per block; must divide the width.")
     kv_heads: Positive | None = Field(
@@ -291,8 +307,10 @@ class Student(Architecture):
 class TeacherArchitecture(Architecture):
     """Shape of a teacher that is trained here from scratch."""
 
-    positions: Annotated[int, Field(ge=8)] = Field(description="Longest sequence, in tokens.")
-    vocabulary: Annotated[int, Field(ge=260)] = Field(
+    positions: Annotated[int, Field(ge=8, le=MOST)] = Field(
+        description="Longest sequence, in tokens."
+    )
+    vocabulary: Annotated[int, Field(ge=260, le=MOST)] = Field(
         description="Entries of its own byte-level BPE tokenizer (256 bytes and merges)."
     )
     dropout: Share = Field(0.0, description="Dropout everywhere in the model.")
@@ -389,7 +407,7 @@ class GivenTeacher(TeacherMethod):
         description=f"{_ORDER} Left out, from the middle block outwards.",
         json_schema_extra={"left_out": True},
     )
-    blocks: Positive = Field(
+    blocks: Blocks = Field(
         description=f"Transformer blocks of the model (checked against it). {_LEFT_OUT}",
         json_schema_extra={"left_out": True},
     )
@@ -736,12 +754,10 @@ class Efficiency(Section):
     new_tokens: Positive = Field(
         64, description="Tokens written one after the other, with a KV cache."
     )
-    repeats: Annotated[int, Field(ge=3)] = Field(
+    repeats: Annotated[int, Field(ge=3, le=MOST)] = Field(
         7, description="Measurements; their median counts, the smallest and largest are its range."
     )
-    warmup: Annotated[int, Field(ge=1)] = Field(
-        2, description="Measurements before these, which do not count."
-    )
+    warmup: Positive = Field(2, description="Measurements before these, which do not count.")
     seed: Seed = Field(17, description="Seed of the tokens that are read.")
 
 
@@ -777,7 +793,9 @@ class Generation(Section):
         16, description="Held-out sequences, drawn from the seed, whose beginnings are continued."
     )
     prompt_tokens: Positive = Field(32, description="Tokens of such a beginning.")
-    new_tokens: Annotated[int, Field(ge=8)] = Field(64, description="Tokens of a continuation.")
+    new_tokens: Annotated[int, Field(ge=8, le=MOST)] = Field(
+        64, description="Tokens of a continuation."
+    )
     temperature: NotNegative = Field(
         1.0, description="Temperature of the draw; 0 takes the likeliest token each time (greedy)."
     )
@@ -809,7 +827,7 @@ class Claim(Section):
     )
     reduction: Share = Field(description="1 - parameters / teacher's parameters, a fraction.")
     retention: NotNegative = Field(description="Score / teacher's score, a fraction.")
-    source: Annotated[str, Field(min_length=1, max_length=80)] = Field(
+    source: Annotated[Line, Field(min_length=1, max_length=80)] = Field(
         description="Where it was published, as a reader would look it up."
     )
 

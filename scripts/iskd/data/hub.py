@@ -8,6 +8,7 @@ decides.
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,24 +66,31 @@ def locked_revision(
     if revision is not None:
         return revision
     key = f"{kind}:{repo}"
-    known = _read_lock(lock)
-    if key not in known:
-        # Asked before anything is written: a hub that does not answer leaves no trace.
-        commit = newest(repo, kind)
-        known = _keep(lock, key, commit)
-        log.info("locked %s at %s in %s", repo, known[key], lock)
-    return str(known[key])
+    known = _kept(lock, key, lambda: newest(repo, kind))
+    return str(known)
 
 
-def _keep(lock: Path, key: str, value: Any) -> dict[str, Any]:
-    """Write an answer of the hub into the lock file, unless another job has been faster."""
+def _kept(lock: Path, key: str, ask: Callable[[], Any]) -> Any:
+    """Give what the lock file has under a key; where it has nothing, ask and write it down."""
+    made = [folder for folder in lock.parents if not folder.exists()]
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock.with_suffix(".mutex")):
-        known = _read_lock(lock)
-        if key not in known:
-            known[key] = value
-            write_text(lock, canonical_json(known))
-    return known
+    mutex = lock.with_suffix(".mutex")
+    try:
+        with FileLock(mutex):
+            known = _read_lock(lock)
+            if key not in known:
+                known[key] = ask()
+                write_text(lock, canonical_json(known))
+                log.info("locked %s: %s in %s", key, known[key], lock)
+    except UserError:
+        # A hub that does not answer leaves no trace.
+        if made:
+            mutex.unlink(missing_ok=True)
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+        raise
+    return known[key]
 
 
 def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
@@ -100,15 +108,18 @@ def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
         UserError: the hub cannot be asked, or the lock file is broken.
     """
     commit = locked_revision(repo, "model", revision, lock)
-    try:
-        with TemporaryDirectory() as folder:
-            path = hf_hub_download(repo, "config.json", revision=commit, local_dir=folder)
-            config = json.loads(Path(path).read_bytes())
-    except _HUB_ERRORS as error:
-        raise _fetching(repo, error) from error
-    kept = ("model_type", "num_hidden_layers", "n_layer")
-    shape = {key: config[key] for key in kept if key in config}
-    return dict(_keep(lock, f"shape:{repo}@{commit}", shape)[f"shape:{repo}@{commit}"])
+
+    def ask() -> dict[str, Any]:
+        try:
+            with TemporaryDirectory() as folder:
+                path = hf_hub_download(repo, "config.json", revision=commit, local_dir=folder)
+                config = json.loads(Path(path).read_bytes())
+        except _HUB_ERRORS as error:
+            raise _fetching(repo, error) from error
+        kept = ("model_type", "num_hidden_layers", "n_layer")
+        return {key: config[key] for key in kept if key in config}
+
+    return dict(_kept(lock, f"shape:{repo}@{commit}", ask))
 
 
 def _read_lock(lock: Path) -> dict[str, Any]:

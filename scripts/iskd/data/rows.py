@@ -8,7 +8,7 @@ checked at parse time.
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,16 @@ def _check_label(label: object, last: int) -> str | None:
     return None
 
 
+def is_continuation(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is one of HellaSwag, whatever its task calls it."""
+    endings = row.get("endings")
+    return (
+        isinstance(endings, list)
+        and all(isinstance(text, str) for text in (row.get("ctx_a"), row.get("ctx_b"), *endings))
+        and _check_label(row.get("label"), len(endings) - 1) is None
+    )
+
+
 _Check = Callable[[Row], tuple[str, str] | None]
 _SCHEMAS: dict[str, tuple[tuple[str, ...], _Check]] = {
     "cbt_question": (CBT_FIELDS, _check_cbt),
@@ -110,7 +120,7 @@ def _parse(raw: bytes, where: str) -> Row:
         raise UserError(
             f"{where}: holds half of a surrogate pair, which is no character: remove it"
         ) from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # plain: a number of too many digits
         raise UserError(
             f"{where}: broken JSON ({error}): each line must hold one JSON object"
         ) from error

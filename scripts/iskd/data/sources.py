@@ -28,7 +28,7 @@ def sources(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         one name per row; equal names mean one passage
     """
     names = [_own_name(row) or f"item {place}" for place, row in enumerate(rows)]
-    cloze = [place for place, row in enumerate(rows) if not _own_name(row) and _is_cloze(row)]
+    cloze = [place for place, row in enumerate(rows) if not _own_name(row) and is_cloze(row)]
     for place, first in zip(cloze, _joined([rows[place] for place in cloze]), strict=True):
         names[place] = f"passage {cloze[first]}"
     texts: dict[str, int] = {}
@@ -44,8 +44,14 @@ def _own_name(row: Mapping[str, Any]) -> str | None:
     return str(name) if isinstance(name, str | int) and name != "" else None
 
 
-def _is_cloze(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("sentences"), list) and isinstance(row.get("question"), str)
+def is_cloze(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row is one of the Children's Book Test, whatever its task calls it."""
+    sentences = row.get("sentences")
+    return (
+        isinstance(sentences, list)
+        and all(isinstance(text, str) for text in (*sentences, row.get("question")))
+        and isinstance(row.get("answer"), str)
+    )
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> list[int]:

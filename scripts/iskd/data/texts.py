@@ -25,7 +25,7 @@ def stream_texts(path: Path) -> Iterator[str]:
     """Give the stories of a JSONL file one by one, so that memory holds only one of them.
 
     Raises:
-        UserError: the file is not UTF-8, a line is not JSON, or a text is missing.
+        UserError: the file cannot be read or is no UTF-8, a line is no JSON, or a text is missing.
     """
     try:
         with path.open(encoding="utf-8") as stream:
@@ -34,6 +34,10 @@ def stream_texts(path: Path) -> Iterator[str]:
                     yield _text_of(line, f"{path.name}, line {number}")
     except UnicodeDecodeError:
         raise UserError(f"{path.name}: not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f"{path.name}: cannot be read ({error.strerror}); give the path of a JSONL file"
+        ) from None
 
 
 def _text_of(line: str, where: str) -> str:

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from iskd.data.rows import BLANK
-from iskd.data.sources import sources
+from iskd.data.rows import BLANK, is_continuation
+from iskd.data.sources import is_cloze, sources
 from iskd.evaluation import statistics
 from iskd.evaluation.metric import Metric, metric_of
 
@@ -20,21 +20,24 @@ def words_of(text: str) -> list[str]:
 
 def item_text(row: Mapping[str, Any]) -> str:
     """Give what an item tells with its right answer; for a row of unknown fields, all its texts."""
-    if "sentences" in row and "question" in row:
+    if is_cloze(row):
         return " ".join([*row["sentences"], row["question"].replace(BLANK, row["answer"])])
-    if "endings" in row and "ctx_a" in row:
+    if is_continuation(row):
         return " ".join([row["ctx_a"], row["ctx_b"], row["endings"][int(row["label"])]])
-    return " ".join(_texts(list(row.values())))
+    return " ".join(_texts(row))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from _texts(list(value.values()))
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _texts(part)
+    """Give the texts in a value of any depth, in their order."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            waiting += reversed(list(value.values()))
+        elif isinstance(value, Sequence):
+            waiting += reversed(value)
 
 
 def measure_overlap(
