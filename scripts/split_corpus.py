@@ -1,6 +1,5 @@
 """Split a corpus of stories into those to train on and those held out."""
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ with run_rule(snakemake) as job:
 
     spec = job.params["spec"]
     texts = [text for file in job.inputs["texts"] for text in read_texts(Path(file))]
-    train, heldout = split_texts(list(islice(texts, spec["rows"])), spec["heldout_share"], job.seed)
+    train, heldout = split_texts(texts[: spec["rows"]], spec["heldout_share"], job.seed)
     write_texts(train, job.out / "train.jsonl")
     write_texts(heldout, job.out / "heldout.jsonl")
     job.summary |= {"train_stories": len(train), "heldout_stories": len(heldout)}

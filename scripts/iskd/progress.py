@@ -124,6 +124,8 @@ class StudyProgress(logging.Handler):
         if job is not None:
             self._took[job.rule].append(time.monotonic() - job.started)
             self._left[job.rule] -= 1
+            # An earlier attempt of it may have failed.
+            self.failed = [other for other in self.failed if other.name != job.name]
 
     def _job_error(self, told: Mapping[str, Any]) -> None:
         job = self._running.pop(told["jobid"], None)

@@ -140,7 +140,7 @@ def arms(factor: int) -> dict[str, float]:
             path.write_text(csv_text(tidy(rows)), encoding="utf-8")
             metrics = read_metrics(path)
             main = main_table(metrics, headline, chance_of(GPT2_TASKS))
-            save_table(main, Path(folder, "main"), "", "")
+            save_table(main, Path(folder, "main"), "All arms.", "tab:main")
             significance_table(metrics, headline)
             ablation_table(metrics, headline, None)
 

@@ -50,6 +50,7 @@ def test_numbers_are_apart_by_the_larger(tmp_path: Path) -> None:
         ("f.png", "one", "two"),
         ("m.safetensors", {"a": torch.ones(2)}, {"b": torch.ones(2)}),
         ("m.safetensors", {"a": torch.ones(2)}, {"a": torch.ones(1, 2)}),
+        ("m.safetensors", {"a": torch.ones(2)}, "cut off"),
         ("m.safetensors", {"a": torch.zeros(2)}, {"a": torch.ones(2)}),
         ("m.safetensors", {"a": torch.ones(2)}, {"a": torch.tensor([1.0, math.nan])}),
     ],

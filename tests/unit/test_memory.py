@@ -99,6 +99,12 @@ def test_the_commands_mistakes_are_one_line(
     assert capsys.readouterr().err == (
         f"{tmp_path}: no config.json here; name a Hugging Face model's folder\n"
     )
+    for broken in ("{", '{"model_type": "no such thing"}'):
+        (tmp_path / "config.json").write_text(broken)
+        assert main(["memory", str(tmp_path), "--length", "8"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"{tmp_path}: config.json cannot be read")
+        assert said.count("\n") == 1
     GPT2.save_pretrained(tmp_path)
     assert main(["memory", str(tmp_path), "--length", "129"]) == 2
     assert capsys.readouterr().err == f"--length 129: {tmp_path} takes 1 to 128 tokens\n"

@@ -147,6 +147,8 @@ def test_a_macro_for_every_number(
     measured = numbers_table(measurements, STEPS)
     assert "efficiency" in set(measured["task"])
     assert not set(measured["macro"]) & set(table["macro"])
+    # Whoever measures nothing has no macro for it.
+    assert numbers_table(measurements[:0], STEPS).empty
 
 
 def test_two_numbers_of_one_name_are_refused(

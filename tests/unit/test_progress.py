@@ -107,6 +107,15 @@ def test_a_failed_job_ends_in_ten_lines_of_its_log(tmp_path: Path) -> None:
     assert "there is no log" in Failed("evaluate", [tmp_path / "none"]).as_text()
 
 
+def test_a_job_that_succeeds_at_last_has_not_failed(tmp_path: Path) -> None:
+    handler = StudyProgress("mine", io.StringIO())
+    begin(handler, 7, "evaluate", "toy", log=str(tmp_path / "log"))
+    tell(handler, "job_error", jobid=7)
+    begin(handler, 7, "evaluate", "toy", log=str(tmp_path / "log"))
+    tell(handler, "job_finished", job_id=7)
+    assert handler.failed == []
+
+
 def test_events_nobody_follows_do_no_harm() -> None:
     handler = StudyProgress("mine", io.StringIO())
     handler.handle(logging.LogRecord("snakemake", logging.INFO, "", 0, "", (), None))

@@ -60,7 +60,13 @@ def test_the_ends_of_a_model_go_last(blocks: int) -> None:
 
 @pytest.mark.parametrize(
     ("compact", "steps"),
-    [({"reduction": 0.3}, 5), ({"reduction": 0.31}, 6), ({"reduction": 0.9}, 10), ({}, 10)],
+    [
+        ({"reduction": 0.3}, 5),
+        ({"reduction": "3e-1"}, 5),
+        ({"reduction": 0.31}, 6),
+        ({"reduction": 0.9}, 10),
+        ({}, 10),
+    ],
 )
 def test_a_folder_tells_all(here: Path, compact: dict[str, float], steps: int) -> None:
     found = complete(folder(compact=compact), "f", no_lock, ask=False)
@@ -76,6 +82,12 @@ def test_a_folder_tells_all(here: Path, compact: dict[str, float], steps: int) -
 def test_what_is_given_stays() -> None:
     asked = folder(family="gpt2", blocks=4, order=[3, 1], files=["config.json"])
     assert complete(asked, "f", no_lock, ask=False) == asked
+
+
+def test_what_is_given_is_not_asked_for(here: Path) -> None:
+    (here / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    found = complete(folder(blocks=4), "f", no_lock, ask=False)
+    assert found["teachers"]["model"]["family"] == "llama"
 
 
 def test_half_of_the_blocks_as_in_the_paper() -> None:

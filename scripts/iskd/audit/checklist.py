@@ -15,8 +15,8 @@ from iskd.evaluation.measurements import device_hours
 from iskd.provenance.artifact import MANIFEST
 from iskd.provenance.statement import LOCK_FILE
 
-_DATA = ("download_", "make_", "prepare_", "split_", "train_tokenizer")
-_ORIGIN = ("repo", "dataset", "source", "revision")
+_DATA = ("download_", "import_", "make_", "prepare_", "split_", "train_tokenizer")
+_ORIGIN = ("model", "dataset", "folder", "source", "revision")
 _TRAINED = ("pretrain_", "substitute_", "prune_", "distill_", "drop_", "tune_")
 _EVALUATED = ("evaluate", "generate", "measure_")
 _AUTHORS = (

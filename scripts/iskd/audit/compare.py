@@ -75,9 +75,13 @@ def unpacked(path: Path) -> bytes:
 
 
 def _tensors(one: Path, other: Path) -> Iterator[tuple[str, float]]:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    ours, theirs = load_file(one), load_file(other)
+    try:
+        ours, theirs = load_file(one), load_file(other)
+    except SafetensorError as error:  # no ValueError
+        raise ValueError(f"one of them is damaged: {error}") from error
     if ours.keys() != theirs.keys():
         raise ValueError("they hold other tensors")
     for name, tensor in ours.items():

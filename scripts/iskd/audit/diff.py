@@ -19,7 +19,7 @@ from iskd.errors import UserError
 
 SECTIONS = ("config", "code", "environment", "data", "models", "numbers")
 # Rules whose artifacts come from outside of the study, or are made of nothing.
-_DATA = ("download_", "make_", "split_corpus", "prepare_")
+_DATA = ("download_", "import_", "make_", "split_corpus", "train_tokenizer", "prepare_")
 _MODELS = (
     *("pretrain_teacher", "substitute_", "prune_l1", "distill_student", "drop_layers"),
     "tune_teacher",
@@ -61,9 +61,6 @@ def compare_studies(one: Path, other: Path) -> Difference:
     Raises:
         UserError: one of them is no study, or does not tell its config.
     """
-    for path in (one, other):
-        if not path.is_dir():
-            raise UserError(f"{path}: there is no such folder; name one as results/<study>")
     folders = StudyFolder(one), StudyFolder(other)
     difference = Difference()
     ours, theirs = (yaml.safe_load(recorded_config(path)) for path in (one, other))
@@ -155,7 +152,10 @@ def _numbers(one: Path, other: Path) -> Iterator[str]:
 
 
 def _number(text: str) -> float:
-    return float(text) if text else math.nan
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        raise UserError(f"metrics.csv holds {text!r:.60} for a number; verify the study") from None
 
 
 def as_json(difference: Difference) -> dict[str, Any]:

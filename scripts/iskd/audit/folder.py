@@ -68,6 +68,7 @@ class StudyFolder:
     """
 
     def __init__(self, path: Path) -> None:
+        _check_there(path)
         self.path = path
         self.artifacts: dict[str, Found] = {}
         self.loose: dict[str, int] = {}
@@ -165,12 +166,18 @@ class StudyFolder:
         return below.removesuffix(ending) if below and below.endswith(ending) else None
 
 
+def _check_there(path: Path) -> None:
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder; name one as results/<study>")
+
+
 def recorded_config(path: Path) -> str:
     """Read the config that a study was made with, from the statement of its paper folder.
 
     Raises:
         UserError: there is none.
     """
+    _check_there(path)
     found = StudyFolder.read_one(path, PAPER)
     config = None if found.statement is None else found.statement.asked["parameters"].get("config")
     if not isinstance(config, str):

@@ -138,7 +138,10 @@ def reproduce(
     done = Reproduction(place, found.digest, Reproduced.REFUSED, tolerance)
     try:
         _refuse_what_cannot_be_the_same(found.statement.asked["rule"])
-        text = config.read_text(encoding="utf-8") if config else recorded_config(study)
+        try:
+            text = config.read_text(encoding="utf-8") if config else recorded_config(study)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{config}: {error}; name the study's config") from error
         with tempfile.TemporaryDirectory(prefix="iskd-reproduce-") as scratch:
             _lay_out_code(found, Path(scratch), done)
             _lay_out_inputs(folder, found.statement, Path(scratch))

@@ -82,7 +82,7 @@ def _number_origin(folder: StudyFolder, rule: str, row: dict[str, str]) -> Origi
     said = [f"{row['text']} {row['unit']} ({row['meaning']}; {about}); unrounded {row['value']}"]
     origin, seen = Origin(row["macro"], said), set[str]()
     model = f"{row['teacher']}/{row['arm']}"
-    if row["arm"] != "teacher":
+    if int(row["step"]):  # else a model as it was given: the teacher, or one of the hub
         model += f"/seed_*/step_{int(row['step']):02d}"
     patterns = (f"evaluate/{model}/{row['task']}", f"evaluate_heldout/{model}/{row['task']}")
     places = [p for p in folder.artifacts if any(fnmatchcase(p, pattern) for pattern in patterns)]

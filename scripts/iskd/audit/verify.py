@@ -119,8 +119,6 @@ def verify(
         UserError: the study cannot be verified: there is none, its config cannot be planned, or
             the key cannot be read.
     """
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such folder; name one as results/<study>")
     recorded = recorded_config(path) if config is None else None
     if recorded is not None and at == "checkout":
         config = _config_here(recorded)

@@ -47,7 +47,7 @@ Line = Annotated[
 ]
 
 
-def _scientific(value: object) -> object:
+def scientific(value: object) -> object:
     """Read ``1e-4``, which YAML 1.1 takes for text because it has no dot."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+", value):
         return float(value)
@@ -58,7 +58,7 @@ Positive = Annotated[int, Field(ge=1, le=MOST)]
 # Without an order that is a list, a study has as many steps.
 Blocks = Annotated[int, Field(ge=1, le=1000)]
 # The limits stand before the validator: the other way round they are lost in the JSON schema.
-_SCIENTIFIC = BeforeValidator(_scientific)
+_SCIENTIFIC = BeforeValidator(scientific)
 Rate = Annotated[float, Field(gt=0, le=1), _SCIENTIFIC]
 Share = Annotated[float, Field(ge=0, lt=1), _SCIENTIFIC]
 SplitShare = Annotated[float, Field(gt=0, lt=1), _SCIENTIFIC]

@@ -92,8 +92,10 @@ def _filled(where: str, name: str, section: Mapping[str, Any], find: Find) -> di
     found = dict(section)
     if "family" not in found or "blocks" not in found:
         config = find(name, section) if names_a_model(section) else ANY_MODEL
-        found.setdefault("family", _family(where, config))
-        found.setdefault("blocks", _blocks(where, config))
+        if "family" not in found:
+            found["family"] = _family(where, config)
+        if "blocks" not in found:
+            found["blocks"] = _blocks(where, config)
     blocks = found["blocks"]
     if "order" not in found and type(blocks) is int and blocks >= 1:
         found["order"] = middle_out(blocks)
@@ -121,7 +123,8 @@ def _blocks(where: str, config: Mapping[str, Any]) -> int:
 
 
 def _steps(compact: object, blocks: int) -> int:
-    reduction = compact.get("reduction") if isinstance(compact, Mapping) else None
+    given = compact.get("reduction") if isinstance(compact, Mapping) else None
+    reduction = schema.scientific(given)
     if not isinstance(reduction, float) or not 0 < reduction < 1:
         return blocks
     return min(blocks, math.ceil(round(_BLOCKS_PER_REDUCTION * reduction * blocks, 6)))

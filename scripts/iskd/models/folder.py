@@ -57,7 +57,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 def checkpoint_bytes(folder: Path) -> int:
     """Count the bytes that a model's weights take on disk."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return (folder / "model.safetensors").stat().st_size
 
 
 def adopt_model(folder: Path, *, family: str, blocks: int) -> int:

@@ -52,6 +52,8 @@ def numbers_table(metrics: pd.DataFrame, headline_step: Mapping[str, int]) -> pd
     Raises:
         UserError: two numbers would get one name.
     """
+    if metrics.empty:
+        return pd.DataFrame(columns=COLUMNS)
     reported = at_headline(tidy(metrics), headline_step)
     last = reported.groupby(["teacher", "arm"])["step"].transform("max")
     reported = reported[reported["step"] == last]
@@ -59,7 +61,7 @@ def numbers_table(metrics: pd.DataFrame, headline_step: Mapping[str, int]) -> pd
         metric != CHANCE and is_known(task, metric)
         for task, metric in zip(reported["task"], reported["metric"], strict=True)
     ]
-    reported = reported[known]
+    reported = reported[pd.Series(known, index=reported.index, dtype=bool)]
     rows = []
     for key, own in reported.groupby(["teacher", "arm", "step", "task", "metric"]):
         teacher, arm, step, task, metric = map(str, key)
@@ -85,7 +87,7 @@ def numbers_table(metrics: pd.DataFrame, headline_step: Mapping[str, int]) -> pd
             }
         )
     rows += _reductions(reported)
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows, columns=COLUMNS)
     twice = frame.loc[frame["macro"].duplicated(), "macro"]
     if len(twice):
         raise UserError(
@@ -93,6 +95,13 @@ def numbers_table(metrics: pd.DataFrame, headline_step: Mapping[str, int]) -> pd
             f"text, so that they differ in more than their signs"
         )
     return frame.sort_values(["teacher", "arm", "task", "metric"], ignore_index=True)
+
+
+COLUMNS = [
+    *("macro", "text", "unit", "value", "low", "high", "seeds"),
+    *("teacher", "arm", "step", "task", "metric", "meaning"),
+]
+"""Of the frame of numbers."""
 
 
 def _reductions(reported: pd.DataFrame) -> list[dict[str, object]]:

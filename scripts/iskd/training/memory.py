@@ -175,6 +175,10 @@ def memory_table(model: Path, length: int, cards: Sequence[float], *, kl: bool) 
 def _config(model: Path) -> PreTrainedConfig:
     if not (model / "config.json").is_file():
         raise UserError(f"{model}: no config.json here; name a Hugging Face model's folder")
-    config = load_config(model)
+    try:
+        config = load_config(model)
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()[:1]
+        raise UserError(f"{model}: config.json cannot be read ({''.join(said)})") from error
     family_of(config)
     return config
