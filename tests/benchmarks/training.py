@@ -49,14 +49,14 @@ CASES = (
         {"n_layer": 6, "n_embd": 128, "n_head": 4, "vocab_size": 512, "n_positions": 256},
         batch=8,
         length=192,
-        steps=10,
+        steps=8,
     ),
     Case(
         "6 million parameters",
         {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 6000, "n_positions": 256},
         batch=4,
         length=256,
-        steps=8,
+        steps=6,
     ),
     Case(
         "GPT-2 small",
