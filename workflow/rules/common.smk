@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = Path(workflow.basedir).parent / "scripts"
+# Not workflow.basedir: where this workflow is a module, that is the folder of its user's.
+RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+SCRIPTS = RULES.parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from iskd.config import (
@@ -37,8 +39,16 @@ from iskd.training.state import sweep
 
 def config_name():
     """Name the file the study was read from, for messages."""
+    if workflow.modifier.is_module:
+        return f"config of module {workflow.modifier.namespace}"
     files = workflow.configfiles
     return os.path.relpath(files[-1]) if files else "config"
+
+
+def results_folder(study):
+    """Find a study's folder: below the working directory, or below the prefix of a module."""
+    results = workflow.modifier.path_modifier.replace_prefix("results")
+    return Path(results, study)
 
 
 def checked_study():
@@ -48,7 +58,7 @@ def checked_study():
         raw = complete(
             config,
             config_name(),
-            lambda study: Path("results", study, "hub.lock.json"),
+            lambda study: results_folder(study) / "hub.lock.json",
             ask=workflow.is_main_process and not alone,
         )
         study = load_study(raw, config_name())
@@ -80,7 +90,7 @@ def lock_study():
 
 def tidy_results():
     """Put the results in order before Snakemake looks at them, unless another one is at work."""
-    results = Path("results", STUDY.study)
+    results = results_folder(STUDY.study)
     if not results.is_dir():
         return
     try:
@@ -96,6 +106,7 @@ def tidy_results():
 
 STUDY = checked_study()
 PLAN = StudyPlan(STUDY)
+# Below the prefix of a module, if this is one: `job.top` of iskd.rule.
 HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
 
 STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")
@@ -123,7 +134,7 @@ if workflow.is_main_process:
 
 def first_page():
     """Give the report's first page: what came out, once it is there."""
-    page = Path("results") / STUDY.study / "summarize" / "summary.rst"
+    page = results_folder(STUDY.study) / "summarize" / "summary.rst"
     return str(page.resolve()) if page.exists() else "report/workflow.rst"
 
 
