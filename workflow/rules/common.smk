@@ -127,7 +127,8 @@ def say_what_was_made():
 
 
 if workflow.is_main_process:
-    if not workflow.output_settings.quiet:
+    # A workflow that has this one as a module has jobs of its own to tell of.
+    if not (workflow.output_settings.quiet or workflow.modifier.is_module):
         logging.getLogger("snakemake.logging").addHandler(PROGRESS)
     tidy_results()
 
