@@ -159,9 +159,18 @@ def set_environment(threads: int, *, network: bool) -> None:
 
 
 def _rule_name(snakemake: Any) -> str:
-    """Give the rule's own name, whatever a workflow that uses this one as a module calls it."""
+    """Give the rule's own name, whatever a workflow that uses this one as a module calls it.
+
+    Raises:
+        SystemExit: the script does not run with the library beside it, whose digest is recorded.
+    """
     # Snakemake runs a copy of the script and tells it where the original lies.
     script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    if (script.parent / "iskd").is_dir() and not script.parent.samefile(SCRIPTS):
+        sys.exit(
+            f"{snakemake.rule}: the library is imported from {SCRIPTS} and not from beside the "
+            f"script, {script.parent}; let PYTHONPATH begin with the latter"
+        )
     return script.stem if (SCRIPTS / script.name).is_file() else str(snakemake.rule)
 
 

@@ -143,6 +143,17 @@ def test_neither_a_modules_prefix_nor_its_name_for_the_rule_is_told(
     assert set(told["inputs"]) == {"results/s/read/rows.jsonl", "local.txt"}
 
 
+def test_another_library_than_the_one_beside_the_script_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scripts/iskd").mkdir(parents=True)
+    script = str(tmp_path / "scripts/make.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
+    with pytest.raises(SystemExit, match=r"imported from .*scripts and not from beside"):
+        work(rule())
+    assert not FOLDER.exists()
+
+
 def test_what_the_script_sees() -> None:
     work(rule())
     FOLDER.rename("in")

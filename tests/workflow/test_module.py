@@ -12,7 +12,7 @@ from .conftest import ROOT, Clone, make_clone
 
 PAGE = (ROOT / "docs/as-a-module.md").read_text(encoding="utf-8")
 STUDY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text(encoding="utf-8"))
-STEP = "substitute_block/toy/iskd/seed_3/step_01"
+TEACHER = "compression/results/tiny/pretrain_teacher/toy/manifest.json"
 
 
 def blocks(language: str) -> list[str]:
@@ -47,26 +47,24 @@ def test_a_users_own_target_plans_what_it_needs(user: Clone) -> None:
 
 
 def test_a_users_workflow_makes_the_same_artifacts(user: Clone, finished: Clone) -> None:
-    target = f"compression/results/tiny/{STEP}/manifest.json"
-    done = user.snakemake("-c", "1", target)
+    done = user.snakemake("-c", "1", TEACHER)
     assert done.returncode == 0, done.stderr[-4000:]
     assert {p.name for p in user.folder.iterdir()} == {
         *("Snakefile", "config.yaml", "workflow", "compression", ".snakemake")
     }
     top = user.folder / "compression/results/tiny"
     made = [path.relative_to(top) for path in top.rglob("manifest.json")]
-    assert len(made) == 5
+    assert len(made) == 4
     for name in made:
         ours = finished.folder / "results/tiny" / name
         assert (top / name).read_bytes() == ours.read_bytes()
-    assert user.planned(target) == {}
 
     # The code of the clone counts, and none that happens to be installed.
     clone = Clone(user.folder.parent / "iskd-workflow")
-    clone.edit("scripts/iskd/models/substitution.py", "import torch\n", "import torch  # !\n")
-    assert user.planned(target) == {}
-    clone.edit("scripts/substitute_block.py", "with run_rule", "_X = 1\nwith run_rule")
-    assert user.planned(target) == {"iskd_substitute_block": 1}
+    clone.edit("scripts/iskd/models/scratch.py", "import torch\n", "import torch  # !\n")
+    assert user.planned(TEACHER) == {}
+    clone.edit("scripts/pretrain_teacher.py", "with run_rule", "_X = 1\nwith run_rule")
+    assert user.planned(TEACHER) == {"iskd_pretrain_teacher": 1}
 
 
 def test_local_files_stay_where_they_are(tmp_path: Path) -> None:

@@ -10,6 +10,11 @@ from pathlib import Path
 RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
 SCRIPTS = RULES.parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+# Snakemake puts a script's own folder behind what is installed, and an installed iskd may be that of
+# another clone. What runs has to be what is fingerprinted.
+if str(SCRIPTS) not in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:1]:
+    others = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    os.environ.update(PYTHONPATH=os.pathsep.join([str(SCRIPTS), *others]))
 
 from iskd.config import (
     StudyPlan,
