@@ -45,8 +45,9 @@ lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
 
-docs: $(STAMP)  ## write what is generated from code: the config's schema and its table of keys
+docs: $(STAMP)  ## write what is generated from code: the config's schema, its table of keys, the rule graph
 	$(BIN)/python -m iskd.config
+	$(BIN)/python workflow/rulegraph.py
 
 lock:  ## solve envs/requirements.in anew
 	PYTHON=$(PYTHON) envs/lock.sh

@@ -1,6 +1,5 @@
 """Fetch a finished model that is evaluated as it is, at its pinned or locked commit."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.rule import run_rule
@@ -13,7 +12,7 @@ with run_rule(snakemake, network=True) as job:
     from iskd.models.folder import adopt_reference
 
     spec = job.params["spec"]
-    commit = locked_revision(spec["model"], "model", spec["revision"], Path(job.params["lock"]))
+    commit = locked_revision(spec["model"], "model", spec["revision"], job.top / job.params["lock"])
     fetch_model(spec["model"], commit, job.out)
     parameters = adopt_reference(job.out, teacher=job.folder("teacher"))
     job.summary |= {"model": spec["model"], "commit": commit, "parameters": parameters}

@@ -1,6 +1,5 @@
 """Fetch a task's rows from the hub at their pinned or locked commit (needs a network)."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.rule import run_rule
@@ -13,7 +12,9 @@ with run_rule(snakemake, network=True) as job:
     from iskd.data.rows import write_rows
 
     spec = job.params["spec"]
-    commit = locked_revision(spec["dataset"], "dataset", spec["revision"], Path(job.params["lock"]))
+    commit = locked_revision(
+        spec["dataset"], "dataset", spec["revision"], job.top / job.params["lock"]
+    )
     job.summary |= {"dataset": spec["dataset"], "commit": commit}
     for part, split in (("rows", spec["split"]), ("examples", spec["examples"])):
         rows = (

@@ -1,6 +1,5 @@
 """Fetch a text beside the corpus at its pinned or locked commit (needs a network)."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.rule import run_rule
@@ -13,7 +12,9 @@ with run_rule(snakemake, network=True) as job:
     from iskd.data.texts import write_texts
 
     spec = job.params["spec"]
-    commit = locked_revision(spec["dataset"], "dataset", spec["revision"], Path(job.params["lock"]))
+    commit = locked_revision(
+        spec["dataset"], "dataset", spec["revision"], job.top / job.params["lock"]
+    )
     texts = fetch_texts(spec["dataset"], spec["split"], commit, None, spec["config"])
     write_texts(texts, job.out / "texts.jsonl")
     job.summary |= {"dataset": spec["dataset"], "commit": commit}

@@ -38,6 +38,7 @@ from iskd.provenance.artifact import (
 )
 from iskd.provenance.energy import EnergyMeter
 from iskd.provenance.environment import LOCK, environment
+from iskd.provenance.fingerprint import SCRIPTS
 from iskd.provenance.ledger import Spent
 from iskd.provenance.statement import StatementError
 from iskd.provenance.storage import storage_fault, storage_faults_told
@@ -45,6 +46,8 @@ from iskd.training.state import EXIT_AGAIN, Interrupted, WorkFolder
 
 _THREAD_SWITCHES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+# The folder of collect_paper, the one whose name is not its rule's.
+PAPER = "paper"
 # Parameters of a rule that say how it is tracked, not what it computes.
 _TRACKING = ("code", "seed")
 _NOISY = (
@@ -72,6 +75,8 @@ class Job:
     log: logging.Logger
     work: WorkFolder
     summary: dict[str, Any] = field(default_factory=dict)
+    top: Path = Path()
+    """The folder that holds ``results``: the prefix, where the workflow is used as a module."""
 
     @property
     def request(self) -> str:
@@ -153,7 +158,32 @@ def set_environment(threads: int, *, network: bool) -> None:
     gc.set_threshold(100_000, 20, 100)
 
 
-def _input_digests(inputs: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _rule_name(snakemake: Any) -> str:
+    """Give the rule's own name, whatever a workflow that uses this one as a module calls it.
+
+    Raises:
+        SystemExit: the script does not run with the library beside it, whose digest is recorded.
+    """
+    # Snakemake runs a copy of the script and tells it where the original lies.
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    if (script.parent / "iskd").is_dir() and not script.parent.samefile(SCRIPTS):
+        sys.exit(
+            f"{snakemake.rule}: the library is imported from {SCRIPTS} and not from beside the "
+            f"script, {script.parent}; let PYTHONPATH begin with the latter"
+        )
+    return script.stem if (SCRIPTS / script.name).is_file() else str(snakemake.rule)
+
+
+def _top(folder: Path, rule: str) -> Path:
+    """Find the folder that holds ``results``, above an artifact's."""
+    for place, part in enumerate(folder.parts[:-2]):
+        # A prefix may have any name.
+        if part == "results" and folder.parts[place + 2] in (rule, PAPER):
+            return Path(*folder.parts[:place])
+    return Path()
+
+
+def _input_digests(inputs: dict[str, Any], top: Path) -> dict[str, dict[str, str]]:
     """Give the sha256 of each manifest, and of each raw file that belongs to no artifact.
 
     Weights and other big files of an artifact are named with digest in its manifest already, and
@@ -164,7 +194,7 @@ def _input_digests(inputs: dict[str, Any]) -> dict[str, dict[str, str]]:
         for value in inputs.values()
         for item in ([value] if isinstance(value, str | Path) else value)
     ]
-    names = input_names(paths, lambda path: (path.parent / MANIFEST).exists())
+    names = input_names(paths, lambda path: (path.parent / MANIFEST).exists(), top)
     return {name: _input_digest(path) for name, path in names.items()}
 
 
@@ -240,7 +270,6 @@ def _run_in_processes(
     """Have the script run in several processes, and give how it went."""
     report = run_processes(
         Assignment(
-            # Snakemake runs a copy of the script and tells it where the original lies.
             script=os.path.abspath(sys.modules["__main__"].__file__ or ""),  # noqa: PTH100
             rule=job.rule,
             params=job.params,
@@ -308,12 +337,12 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
     set_environment(threads, network=network)
     attempt_number = getattr(snakemake, "resources", {}).get("attempt")
     log_path = Path(snakemake.log[0]) if len(snakemake.log) else None
-    log = _open_log_or_leave(snakemake.rule, log_path)
-    folder = Path(snakemake.output.manifest).parent
+    rule, folder = _rule_name(snakemake), Path(snakemake.output.manifest).parent
+    log = _open_log_or_leave(rule, log_path)
     params = dict(snakemake.params.items())
     try:
         with storage_faults_told():
-            asked = _asked(snakemake, params)
+            asked = _asked(snakemake, params, rule)
         work = WorkFolder.beside(folder, asked)
         work.spent = lambda: Spent(
             time.time() - started, meter.read().joules if processes == 1 else None
@@ -323,7 +352,7 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
             _leave_if_published(folder, work, [Path(o) for o in snakemake.output], log)
             draft = staging_folder(folder)
             job = Job(
-                rule=snakemake.rule,
+                rule=rule,
                 params=params,
                 seed=int(params.get("seed", 0)),
                 threads=threads,
@@ -332,6 +361,7 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
                 out=draft,
                 log=log,
                 work=work,
+                top=_top(folder, rule),
             )
             try:
                 # Told before the folders go, which are asked what is wrong with them.
@@ -352,15 +382,15 @@ def run_rule(snakemake: Any, *, network: bool = False) -> Iterator[Job]:
         if processes > 1:
             sys.exit(0)  # the script's body has run, in the processes
     except UserError as error:
-        log.error("%s: %s", snakemake.rule, error)
-        sys.exit(f"{snakemake.rule}: {error}")
+        log.error("%s: %s", rule, error)
+        sys.exit(f"{rule}: {error}")
     except Interrupted as stop:
-        log.warning("%s: %s; call snakemake again to go on", snakemake.rule, stop)
+        log.warning("%s: %s; call snakemake again to go on", rule, stop)
         sys.exit(EXIT_AGAIN)
     except Exception as error:
-        log.exception("%s failed", snakemake.rule)
+        log.exception("%s failed", rule)
         where = f"; the traceback is in {log_path}" if log_path else ""
-        sys.exit(f"{snakemake.rule} failed: {type(error).__name__}: {error}{where}")
+        sys.exit(f"{rule} failed: {type(error).__name__}: {error}{where}")
 
 
 def _tell_slurm_job(log: logging.Logger, number: int | None) -> None:
@@ -370,14 +400,15 @@ def _tell_slurm_job(log: logging.Logger, number: int | None) -> None:
         log.info("process %d of SLURM job %s on %s%s", os.getpid(), job, platform.node(), which)
 
 
-def _asked(snakemake: Any, params: dict[str, Any]) -> dict[str, Any]:
+def _asked(snakemake: Any, params: dict[str, Any], rule: str) -> dict[str, Any]:
     """Give what defines the artifact."""
+    top = _top(Path(snakemake.output.manifest).parent, rule)
     return {
-        "rule": snakemake.rule,
+        "rule": rule,
         "wildcards": dict(snakemake.wildcards.items()),
         "parameters": {k: v for k, v in params.items() if k not in _TRACKING},
         "seed": params.get("seed"),
-        "inputs": _input_digests(dict(snakemake.input.items())),
+        "inputs": _input_digests(dict(snakemake.input.items()), top),
         "code": params["code"],
         "lock": file_digest(LOCK),
     }

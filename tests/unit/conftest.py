@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hypothesis import settings
+
+from iskd.config.schema import FamilyName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +27,7 @@ POSITIONS = 48
 
 MakeModel = Callable[..., "PreTrainedModel"]
 
-FAMILIES = ["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
+FAMILIES = list(get_args(FamilyName))
 # What sets a family apart, so that no test passes because a model happens to be plain: shared keys
 # and values, a window shorter than the text, layers of two types, a head size of its own.
 _WINDOW = 6

@@ -116,6 +116,44 @@ def test_a_job_publishes_what_its_script_wrote() -> None:
     assert sorted(os.listdir("results")) == ["logs", "make"]  # noqa: PTH208
 
 
+def test_neither_a_modules_prefix_nor_its_name_for_the_rule_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "scripts"
+    made.mkdir()
+    (made / "make.py").touch()
+    monkeypatch.setattr("iskd.rule.SCRIPTS", made)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(made / "make.py"), raising=False)
+    top = Path("results/results")  # any name will do
+    (top / "results/s/read").mkdir(parents=True)
+    (top / "results/s/read/rows.jsonl").write_text("row")
+    Path("local.txt").write_text("text")
+    asked = rule(
+        {"a": f"{top}/results/s/make/a.txt"},
+        inputs={"rows": f"{top}/results/s/read/rows.jsonl", "local": "local.txt"},
+    )
+    asked.rule = "iskd_make"
+    asked.output.named["manifest"] = f"{top}/results/s/make/manifest.json"
+    asked.output[:] = asked.output.named.values()
+    with run_rule(asked) as job:
+        assert job.top == top
+        (job.out / "a.txt").touch()
+    told = read_manifest(top / "results/s/make").asked
+    assert told["rule"] == "make"
+    assert set(told["inputs"]) == {"results/s/read/rows.jsonl", "local.txt"}
+
+
+def test_another_library_than_the_one_beside_the_script_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scripts/iskd").mkdir(parents=True)
+    script = str(tmp_path / "scripts/make.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
+    with pytest.raises(SystemExit, match=r"imported from .*scripts and not from beside"):
+        work(rule())
+    assert not FOLDER.exists()
+
+
 def test_what_the_script_sees() -> None:
     work(rule())
     FOLDER.rename("in")

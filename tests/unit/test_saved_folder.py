@@ -22,12 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.arange(1, 20)[None]
 # Two inner layers: the cache has slots that the outer model knows nothing of.
 SIZES = CompactSizes(width=8, heads=1, blocks=2, mlp=12, positions=POSITIONS)
-FILES = {
-    "gpt2": "iskd_gpt2.py",
-    "phi": "iskd_phi.py",
-    "gpt_neox": "iskd_gpt_neox.py",
-    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3"], "iskd_llama.py"),
-}
+RELATIVES = dict.fromkeys(["llama", "mistral", "qwen2", "qwen3"], "iskd_llama.py")
+FILES = {family: RELATIVES.get(family, f"iskd_{family}.py") for family in FAMILIES}
 
 
 def build(tiny_model: MakeModel, family: str, **changes: Any) -> PreTrainedModel:

@@ -37,6 +37,17 @@ def chain(length: int) -> list[Path]:
     return [make(f"a{n}", *([f"a{n - 1}/"] if n else [])) for n in range(length)]
 
 
+def test_a_study_below_a_prefix_is_put_in_order_too() -> None:
+    folders = chain(2)
+    Path("prefix").mkdir()
+    Path("results").rename("prefix/results")
+    moved = [Path("prefix", folder) for folder in folders]
+    set_time(moved[0], 2000.0)
+    set_time(moved[1], 1000.0)
+    assert settle_times(Path("prefix", STUDY)) == 2
+    assert time_of(moved[1]) >= time_of(moved[0])
+
+
 def set_time(folder: Path, seconds: float) -> None:
     for file in [folder] if folder.is_file() else folder.iterdir():
         os.utime(file, (seconds, seconds))

@@ -6,8 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = Path(workflow.basedir).parent / "scripts"
+# Not workflow.basedir: where this workflow is a module, that is the folder of its user's.
+RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+SCRIPTS = RULES.parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+# Snakemake puts a script's own folder behind what is installed, and an installed iskd may be that of
+# another clone. What runs has to be what is fingerprinted.
+if str(SCRIPTS) not in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:1]:
+    others = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    os.environ.update(PYTHONPATH=os.pathsep.join([str(SCRIPTS), *others]))
 
 from iskd.config import (
     StudyPlan,
@@ -37,8 +44,16 @@ from iskd.training.state import sweep
 
 def config_name():
     """Name the file the study was read from, for messages."""
+    if workflow.modifier.is_module:
+        return f"config of module {workflow.modifier.namespace}"
     files = workflow.configfiles
     return os.path.relpath(files[-1]) if files else "config"
+
+
+def results_folder(study):
+    """Find a study's folder: below the working directory, or below the prefix of a module."""
+    results = workflow.modifier.path_modifier.replace_prefix("results")
+    return Path(results, study)
 
 
 def checked_study():
@@ -48,7 +63,7 @@ def checked_study():
         raw = complete(
             config,
             config_name(),
-            lambda study: Path("results", study, "hub.lock.json"),
+            lambda study: results_folder(study) / "hub.lock.json",
             ask=workflow.is_main_process and not alone,
         )
         study = load_study(raw, config_name())
@@ -80,7 +95,7 @@ def lock_study():
 
 def tidy_results():
     """Put the results in order before Snakemake looks at them, unless another one is at work."""
-    results = Path("results", STUDY.study)
+    results = results_folder(STUDY.study)
     if not results.is_dir():
         return
     try:
@@ -96,6 +111,7 @@ def tidy_results():
 
 STUDY = checked_study()
 PLAN = StudyPlan(STUDY)
+# Below the prefix of a module, if this is one: `job.top` of iskd.rule.
 HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
 
 STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")
@@ -116,14 +132,15 @@ def say_what_was_made():
 
 
 if workflow.is_main_process:
-    if not workflow.output_settings.quiet:
+    # A workflow that has this one as a module has jobs of its own to tell of.
+    if not (workflow.output_settings.quiet or workflow.modifier.is_module):
         logging.getLogger("snakemake.logging").addHandler(PROGRESS)
     tidy_results()
 
 
 def first_page():
     """Give the report's first page: what came out, once it is there."""
-    page = Path("results") / STUDY.study / "summarize" / "summary.rst"
+    page = results_folder(STUDY.study) / "summarize" / "summary.rst"
     return str(page.resolve()) if page.exists() else "report/workflow.rst"
 
 

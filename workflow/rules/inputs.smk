@@ -87,6 +87,11 @@ def plans():
     ]
 
 
+def local_file(name):
+    """Give a local file of the study, which a module's prefix does not move."""
+    return local(str(data_folder(STUDY, config_name()) / name))
+
+
 # --- inputs of rules ------------------------------------------------------------------------
 
 
@@ -94,8 +99,7 @@ def corpus_texts(wildcards):
     """Find the files that hold a corpus that is not made here."""
     if isinstance(STUDY.corpus, HubCorpus):
         return [ancient("<results>/download_corpus/texts.jsonl")]
-    folder = data_folder(STUDY, config_name())
-    return [str(folder / name) for name in STUDY.corpus.files]
+    return [local_file(name) for name in STUDY.corpus.files]
 
 
 def corpus_manifest(wildcards):
@@ -109,8 +113,7 @@ def text_sources(wildcards):
     """Find the files that hold a text beside the corpus, and the manifest of what is made here."""
     text = STUDY.texts[wildcards.text]
     if isinstance(text, FileText):
-        folder = data_folder(STUDY, config_name())
-        return {"texts": [str(folder / name) for name in text.files]}
+        return {"texts": [local_file(name) for name in text.files]}
     maker = "download_text" if isinstance(text, HubText) else "make_text"
     folder = f"<results>/{maker}/{wildcards.text}"
     return {
@@ -132,8 +135,7 @@ def model_files(wildcards):
     teacher = STUDY.teachers[wildcards.teacher]
     if not isinstance(teacher, FolderTeacher):
         return []
-    folder = data_folder(STUDY, config_name()) / teacher.folder
-    return [str(folder / name) for name in teacher.files]
+    return [local_file(f"{teacher.folder}/{name}") for name in teacher.files]
 
 
 def task_rows(wildcards):
@@ -143,7 +145,7 @@ def task_rows(wildcards):
         found = text_file("heldout")
         return {"rows": found["heldout"], "rows_manifest": found["heldout_manifest"]}
     if task.source == "file":
-        return {"rows": str(data_folder(STUDY, config_name()) / task.file)}
+        return {"rows": local_file(task.file)}
     if task.source == "toyworld":
         name = "hellaswag" if PLAN.kind(wildcards.task) == "hellaswag" else "cbt"
         folder, file = "<results>/make_toyworld", f"{name}.jsonl"

@@ -189,7 +189,11 @@ class StudyPlan:
         return ModelId(model.teacher, model.arm, model.seed, model.step - 1)
 
     def reference(self, model: ModelId) -> ModelId:
-        """Give the model whose parameters and tokens a baseline matches."""
+        """Give the model whose parameters and tokens a baseline matches.
+
+        Raises:
+            KeyError: the arm is no baseline.
+        """
         arm = self.study.arms[model.arm]
         if not isinstance(arm, BaselineArm):
             raise KeyError(model.arm)
@@ -245,11 +249,15 @@ class StudyPlan:
         return start
 
     def training(self, teacher: str, arm: str) -> dict[str, Any]:
-        """Merge an arm's training settings over its teacher's."""
+        """Merge an arm's training settings over its teacher's.
+
+        Raises:
+            KeyError: nothing is trained in this arm.
+        """
         merged = self.study.teachers[teacher].training.model_dump()
         settings = self.study.arms[arm]
         if isinstance(settings, HubArm):
-            raise KeyError(arm)  # nothing is trained
+            raise KeyError(arm)
         own = settings.training.model_dump(exclude_none=True)
         rates = own.pop("learning_rate", {})
         merged |= own

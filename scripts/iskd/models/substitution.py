@@ -168,6 +168,9 @@ def replace_blocks(
 
     Returns:
         the new model, and its new blocks by index
+
+    Raises:
+        RuntimeError: a weight of the old model has no place in the new one.
     """
     config = model.config
     for index, size in sizes.items():

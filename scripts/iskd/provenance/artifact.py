@@ -85,18 +85,22 @@ def write_text(path: Path, text: str) -> None:
     draft_text(path, text).replace(path)
 
 
-def input_names(paths: Iterable[Path], in_artifact: Callable[[Path], bool]) -> dict[str, Path]:
+def input_names(
+    paths: Iterable[Path], in_artifact: Callable[[Path], bool], top: Path | None = None
+) -> dict[str, Path]:
     """Name the inputs of a job in its statement: its manifests, and files of no artifact.
 
     Args:
         paths: all files that the job reads, in their order.
         in_artifact: tells whether a file lies in an artifact, whose manifest speaks for it.
+        top: the folder that holds ``results``, where this is not the working directory.
     """
     names: dict[str, Path] = {}
     for path in paths:
         if path.name == MANIFEST or not in_artifact(path):
             # An absolute path says where this machine keeps its data, not what was read.
-            shown = path.name if path.is_absolute() else path.as_posix()
+            below = path.relative_to(top) if top and path.is_relative_to(top) else path
+            shown = path.name if path.is_absolute() else below.as_posix()
             alike = sum(name.split(" #")[0] == shown for name in names)
             names[f"{shown} #{alike + 1}" if alike else shown] = path
     return names

@@ -29,7 +29,13 @@ class _Artifact:
         return any(file.stat().st_mtime_ns > oldest for file in self.inputs)
 
 
+def _input_file(name: str, top: Path) -> Path:
+    """Find an input: one of the study, or a local file, named from the working directory on."""
+    return top / name if name.startswith("results/") else Path(name)
+
+
 def _artifacts(study: Path) -> Iterator[_Artifact]:
+    top = study.parents[1]  # names begin with `results`
     for manifest in sorted(study.rglob(MANIFEST)):
         # What a running or a killed job has in hand: `.<name>.partial`, `.<name>.work`.
         if any(part.startswith(".") for part in manifest.relative_to(study).parts):
@@ -40,7 +46,7 @@ def _artifacts(study: Path) -> Iterator[_Artifact]:
             continue  # no manifest of ours: leave the folder alone
         # A file that is an input twice stands there twice, the second time as `... #2`.
         inputs = {
-            Path(re.sub(r" #\d+$", "", name)): about["sha256"]
+            _input_file(re.sub(r" #\d+$", "", name), top): about["sha256"]
             for name, about in statement.asked["inputs"].items()
         }
         here = {file: digest for file, digest in inputs.items() if file.is_file()}
@@ -65,8 +71,8 @@ def settle_times(study: Path) -> int:
     than they are.
 
     Args:
-        study: the study's folder of results, as the manifests' names begin: relative to the
-            working directory.
+        study: the study's folder of results, ``results/<study>`` or that below a prefix, relative
+            to the working directory.
 
     Returns:
         how many artifacts got a new time

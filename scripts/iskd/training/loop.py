@@ -340,6 +340,7 @@ def fine_tune(
     Raises:
         UserError: the sequences are longer than the model takes, the training diverges, or it does
             not fit into the GPU's memory.
+        ValueError: ``on_step`` is to change a model that several processes share in parts.
         Interrupted: the process was asked to stop; the state is saved.
     """
     check_length(model, blocks)

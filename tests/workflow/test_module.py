@@ -1,0 +1,90 @@
+"""A workflow of somebody else's has this one make its models, as docs/as-a-module.md says."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import ROOT, Clone, make_clone
+
+PAGE = (ROOT / "docs/as-a-module.md").read_text(encoding="utf-8")
+STUDY = yaml.safe_load((ROOT / "tests/config/tiny.yaml").read_text(encoding="utf-8"))
+TEACHER = "compression/results/tiny/pretrain_teacher/toy/manifest.json"
+
+
+def blocks(language: str) -> list[str]:
+    """Give the page's code."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def make_user(folder: Path, study: Any = STUDY) -> Clone:
+    """Lay out the user's workflow, with a clone of ours beside it."""
+    make_clone(folder / "iskd-workflow")
+    user = Clone(folder / "user")
+    (user.folder / "workflow/profiles/default").mkdir(parents=True)
+    (snakefile,), (profile,) = blocks("python"), blocks("yaml")
+    (user.folder / "Snakefile").write_text(snakefile)
+    (user.folder / "config.yaml").write_text(yaml.safe_dump({"compression": study}))
+    (user.folder / "workflow/profiles/default/config.yaml").write_text(profile)
+    return user
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Clone:
+    return make_user(tmp_path)
+
+
+def test_a_users_own_target_plans_what_it_needs(user: Clone) -> None:
+    planned = user.planned()
+    assert {"iskd_pretrain_teacher", "iskd_table_main", "copy_table"} <= set(planned)
+    assert planned["iskd_substitute_block"] == 2
+    # Of our own target nothing that the user does not ask for.
+    assert not {"iskd_collect_paper", "iskd_table_costs"} & set(planned)
+    assert "iskd_paper_bundle" in user.planned("iskd_all")
+
+
+def test_a_users_workflow_makes_the_same_artifacts(user: Clone, finished: Clone) -> None:
+    done = user.snakemake("-c", "1", TEACHER)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {p.name for p in user.folder.iterdir()} == {
+        *("Snakefile", "config.yaml", "workflow", "compression", ".snakemake")
+    }
+    top = user.folder / "compression/results/tiny"
+    made = [path.relative_to(top) for path in top.rglob("manifest.json")]
+    assert len(made) == 4
+    for name in made:
+        ours = finished.folder / "results/tiny" / name
+        assert (top / name).read_bytes() == ours.read_bytes()
+
+    # The code of the clone counts, and none that happens to be installed.
+    clone = Clone(user.folder.parent / "iskd-workflow")
+    clone.edit("scripts/iskd/models/scratch.py", "import torch\n", "import torch  # !\n")
+    assert user.planned(TEACHER) == {}
+    clone.edit("scripts/pretrain_teacher.py", "with run_rule", "_X = 1\nwith run_rule")
+    assert user.planned(TEACHER) == {"iskd_pretrain_teacher": 1}
+
+
+def test_local_files_stay_where_they_are(tmp_path: Path) -> None:
+    story = json.dumps({"text": "A fox saw a hen. The hen saw the fox."})
+    corpus = {"source": "files", "files": ["stories.jsonl"], "block_length": 64}
+    tasks = {"hellaswag": {"source": "file", "file": "rows.jsonl"}}
+    row = {"activity_label": "Fox", "ctx_a": "A fox", "ctx_b": "", "label": "0"}
+    rows = json.dumps({**row, "endings": ["ran", "sat", "ate", "hid"]})
+    study = STUDY | {"corpus": corpus, "tasks": tasks, "data_folder": "data"}
+    user = make_user(tmp_path, study)
+    (user.folder / "data").mkdir()
+    (user.folder / "data/stories.jsonl").write_text(f"{story}\n" * 20)
+    (user.folder / "data/rows.jsonl").write_text(f"{rows}\n")
+    done = user.snakemake("-n", "compression/results/tiny/table_main/main.csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"input: data/stories\.jsonl$", done.stdout + done.stderr, re.MULTILINE)
+    assert re.search(r"input: data/rows\.jsonl$", done.stdout + done.stderr, re.MULTILINE)
+
+
+def test_a_mistake_names_the_module(tmp_path: Path) -> None:
+    done = make_user(tmp_path, STUDY | {"seed": 3}).snakemake("-n")
+    assert done.returncode == 1
+    assert "config of module iskd: seed: unknown key; did you mean 'seeds'?" in done.stderr
