@@ -13,7 +13,7 @@ CANNOT = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit code: 0 all is well, 1 findings, 2 could not tell."""
-    asked = _parser().parse_args(arguments)
+    asked = make_parser().parse_args(arguments)
     try:
         code: int = asked.run(asked)
     except UserError as error:
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of all subcommands."""
     parser = argparse.ArgumentParser(prog="iskd", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     verify = commands.add_parser(
