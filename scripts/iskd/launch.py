@@ -52,7 +52,6 @@ class Assignment:
     # What the script gives back; only the first process's counts.
     summary: dict[str, Any] = field(default_factory=dict)
     resumed: list[int] = field(default_factory=list)
-    how: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Write the assignment where the processes read it."""

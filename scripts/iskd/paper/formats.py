@@ -45,7 +45,6 @@ class Quantity:
 
 PARAMETERS = Quantity("parameters", decimals=0)
 CHECKPOINT = Quantity("size on disk", "MB", 1e-6, 1)
-RATIO = Quantity("ratio to the teacher", "×", decimals=2)
 SHARE = Quantity("share", "%", 100.0, 1)
 _FACTS = {
     ("model", "parameters"): PARAMETERS,

@@ -13,8 +13,6 @@ from iskd.paper.formats import with_unit
 from iskd.paper.latex import tex_table
 from iskd.paper.metrics import csv_text
 
-TABLE_FORMATS = ("tex", "csv", "md", "html")
-
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
 _HTML_STYLE = """\
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em; color: #1a1a1a; }
@@ -98,14 +96,13 @@ def _markdown_row(cells: list[str]) -> str:
 # --- HTML -----------------------------------------------------------------------------------
 
 
-def html_page(caption: str, body: str, title: str = "") -> str:
-    """Give a page that needs no other file: a title, a body, and a caption below."""
-    head = f"<h1>{html.escape(title)}</h1>\n" if title else ""
+def html_page(caption: str, body: str) -> str:
+    """Give a page that needs no other file: a body, and a caption below."""
     below = f"<p>{html.escape(caption)}</p>\n" if caption else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(title or 'Table')}</title>\n<style>\n{_HTML_STYLE}</style>\n</head>\n"
-        f"<body>\n{head}{body}{below}</body>\n</html>\n"
+        f"<title>Table</title>\n<style>\n{_HTML_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}{below}</body>\n</html>\n"
     )
 
 

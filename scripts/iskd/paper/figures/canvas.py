@@ -97,21 +97,17 @@ def columns_for(panels: int) -> int:
     return {1: 1, 2: 2, 4: 2}.get(panels, 3)
 
 
-def make_panels(
-    count: int, *, columns: int | None = None, row_height: float = ROW_HEIGHT, **shared: str | bool
-) -> tuple[Figure, list[Axes]]:
+def make_panels(count: int, **shared: str | bool) -> tuple[Figure, list[Axes]]:
     """Make a figure with panels: one as wide as a column of text, several as wide as the page's.
 
     Args:
         count: number of panels.
-        columns: in how many columns they stand; left out, `columns_for`.
-        row_height: of one row of panels, in inches.
         **shared: `sharex` and `sharey` of matplotlib's `subplots`.
     """
-    columns = columns or columns_for(count)
+    columns = columns_for(count)
     rows = math.ceil(count / columns)
     width = COLUMN_WIDTH if count == 1 else TEXT_WIDTH
-    figure = new_figure(width, rows * row_height + _LABEL_HEIGHT)
+    figure = new_figure(width, rows * ROW_HEIGHT + _LABEL_HEIGHT)
     grid: Any = figure.subplots(rows, columns, squeeze=False, **shared)  # type: ignore[call-overload]
     axes = list(grid.flat)
     for extra in axes[count:]:
@@ -209,27 +205,23 @@ def _rim(colour: str, *, hollow: bool) -> dict[str, str | float]:
     return {"markeredgecolor": "white", "markeredgewidth": _EDGE}
 
 
-def draw_bars(
-    axes: Axes, rows: pd.DataFrame, colour: str, x: str, *, alpha: float = 1.0, along: str = "y"
-) -> None:
-    """Draw the intervals of `rows` as bars: capped where they span seeds.
+def draw_bars(axes: Axes, rows: pd.DataFrame, colour: str, x: str, *, alpha: float = 1.0) -> None:
+    """Draw the intervals of `rows`, `low` to `high` around `score`, as bars at the column `x`.
 
-    The ends are the columns `low` and `high` around `score`, or `<x>_low` and `<x>_high` around
-    the column `x` where the bars lie along "x".
+    They are capped where they span seeds.
     """
-    middle, prefix = ("score", "") if along == "y" else (x, f"{x}_")
     for kind, capsize, strength in (("seeds", 2.2, 0.9), ("items", 0.0, 0.45)):
         own = rows[rows["spread_of"] == kind]
-        own = own[own[f"{prefix}low"].notna()]
+        own = own[own["low"].notna()]
         # An interval of another kind than the value need not hold it.
         lengths = [
-            (own[middle] - own[f"{prefix}low"]).clip(lower=0),
-            (own[f"{prefix}high"] - own[middle]).clip(lower=0),
+            (own["score"] - own["low"]).clip(lower=0),
+            (own["high"] - own["score"]).clip(lower=0),
         ]
         axes.errorbar(
             own[x],
             own["score"],
-            **{f"{along}err": lengths},  # type: ignore[arg-type]
+            yerr=lengths,
             fmt="none",
             ecolor=colour,
             elinewidth=0.8,
@@ -254,9 +246,9 @@ def handle(style: ArmStyle, *, joined: bool = True, hollow: bool = False) -> Lin
     )
 
 
-def reference_style(label: str, dashes: Sequence[float], marker: str = "None") -> ArmStyle:
+def reference_style(label: str, dashes: Sequence[float]) -> ArmStyle:
     """Give the look of something that is no arm."""
-    return ArmStyle(label, REFERENCE_COLOUR, marker, tuple(dashes))
+    return ArmStyle(label, REFERENCE_COLOUR, "None", tuple(dashes))
 
 
 def finish(figure: Figure, handles: Iterable[Line2D]) -> Figure:
