@@ -41,11 +41,14 @@ from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.times import settle_times
 from iskd.training.state import sweep
 
+# The name under which another workflow uses this one, if one does. (`is_module` is always true.)
+MODULE = workflow.modifier.namespace
+
 
 def config_name():
     """Name the file the study was read from, for messages."""
-    if workflow.modifier.is_module:
-        return f"config of module {workflow.modifier.namespace}"
+    if MODULE is not None:
+        return f"config of module {MODULE}"
     files = workflow.configfiles
     return os.path.relpath(files[-1]) if files else "config"
 
@@ -133,7 +136,7 @@ def say_what_was_made():
 
 if workflow.is_main_process:
     # A workflow that has this one as a module has jobs of its own to tell of.
-    if not (workflow.output_settings.quiet or workflow.modifier.is_module):
+    if not (workflow.output_settings.quiet or MODULE is not None):
         logging.getLogger("snakemake.logging").addHandler(PROGRESS)
     tidy_results()
 
