@@ -5,6 +5,8 @@ CORES ?= $(shell nproc)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What would make `make test` longer than a quarter of an hour.
+LONG := tests/workflow/test_contributing.py tests/workflow/test_module.py
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
@@ -14,10 +16,10 @@ demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedde
 	$(BIN)/snakemake --cores $(CORES)
 
 test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smallest study
-	$(PYTEST)
+	$(PYTEST) $(LONG:%=--ignore=%)
 
-test-study: $(STAMP)  ## the embedded study without any network; all arms; several processes
-	$(PYTEST) tests/integration
+test-study: $(STAMP)  ## the embedded study without any network; all arms; several processes; a model of one's own; CONTRIBUTING's lists
+	$(PYTEST) tests/integration $(LONG)
 
 test-audit: $(STAMP)  ## faults injected into a finished study, each found; signatures, exports, reproduction
 	$(PYTEST) tests/audit
