@@ -187,7 +187,7 @@ def _compact_sizes(
         least = block_parameters(config, sizes(grain))
         raise UserError(
             f"recipe {recipe}: {budget} parameters per block are asked for, the smallest block "
-            f"has {least}; replace more blocks or ask for less reduction"
+            f"has {least}; replace more blocks (steps, order) or ask for less reduction"
         )
     return sizes(found * grain)
 
@@ -236,6 +236,6 @@ def _narrow_sizes(
         least = one + (choices[0] - 1) * per_group + ((mlp or 1) - 1) * per_neuron
         raise UserError(
             f"recipe narrow: {budget} parameters per block are asked for, the smallest block has "
-            f"{least}; replace more blocks or ask for less reduction"
+            f"{least}; replace more blocks (steps, order) or ask for less reduction"
         )
     return best[1]
