@@ -131,7 +131,7 @@ def say_what_failed():
 def say_what_was_made():
     """Say what a study that ran to its end has made."""
     if not workflow.output_settings.quiet:
-        print(closing_words(Path("results", STUDY.study)), file=sys.stderr)
+        print(closing_words(results_folder(STUDY.study)), file=sys.stderr)
 
 
 if workflow.is_main_process:
