@@ -65,10 +65,12 @@ def _section(title: str, lines: Iterable[str]) -> tuple[str, str]:
 
 
 def _again(folder: StudyFolder, told: list[Found]) -> Iterator[str]:
-    commits = Counter(str((found.run or {}).get("git", {}).get("commit")) for found in told)
+    commits = Counter((found.run or {}).get("git", {}).get("commit") for found in told)
+    unknown = commits.pop(None, 0)
     changed = sum(bool((found.run or {}).get("git", {}).get("modified")) for found in told)
     metrics = folder.artifacts.get(METRICS)
-    yield "- Commands, from a clone of the workflow at the commit named here:"
+    clone = "a clone of the workflow at the commit named here" if commits else "the code in `code/`"
+    yield f"- Commands, from {clone}:"
     yield ""
     yield "  ```"
     yield "  make .venv/.installed && . .venv/bin/activate"
@@ -78,6 +80,8 @@ def _again(folder: StudyFolder, told: list[Found]) -> Iterator[str]:
     yield ""
     for commit, number in sorted(commits.items()):
         yield f"- Commit {commit}: {number} artifacts"
+    if unknown:
+        yield f"- No commit: {unknown} artifacts, made outside of a git checkout"
     if changed:
         yield f"- {changed} of them by code that differs from its commit; `code/` has it as it was"
     if metrics is not None:
