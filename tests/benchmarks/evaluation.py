@@ -79,7 +79,11 @@ def material() -> tuple[list[str], dict[str, list[Row]]]:
     folder = os.environ.get("ISKD_REAL_DATA")
     if folder is None:
         world = make_toyworld(
-            seed=1, stories=400, heldout_stories=50, cloze_rows=SHORT * 60, continuation_rows=60
+            seed=1,
+            stories=400,
+            heldout_stories=SHORT * 60,
+            cloze_rows=SHORT * 60,
+            continuation_rows=60,
         )
         cbt, hellaswag, texts = list(world.cbt), list(world.hellaswag), list(world.train)
     else:

@@ -30,6 +30,37 @@ def test_logits_differ_by_rounding_only(family: str, tiny_model: MakeModel) -> N
     assert model(TOKENS).logits.equal(wanted)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "phi"])
+def test_a_processor_computes_gelu_with_the_product_before_it(
+    family: str, tiny_model: MakeModel
+) -> None:
+    model = tiny_model(family).eval()
+    with fused_gelu(model):
+        assert nn.GELU not in _kinds(model)
+        assert nn.Identity in _kinds(model)
+
+
+@torch.no_grad()
+def test_a_model_in_half_precision_keeps_its_products(tiny_model: MakeModel) -> None:
+    model = tiny_model("gpt2").eval().to(torch.bfloat16)
+    wanted = model(TOKENS).logits
+    with fused_gelu(model):
+        assert nn.GELU in _kinds(model)
+        assert nn.Identity not in _kinds(model)
+        assert model(TOKENS).logits.float() == pytest.approx(wanted.float(), abs=0.1)
+
+
+@torch.no_grad()
+def test_large_inputs_are_told_as_exactly(tiny_model: MakeModel) -> None:
+    model = tiny_model("gpt2").eval()
+    mlp = model.transformer.h[0].mlp
+    hidden = 100 * torch.randn(3, 5, mlp.c_fc.weight.shape[0])
+    wanted = mlp.act(mlp.c_fc(hidden))
+    with fused_gelu(model):
+        found = mlp.act(mlp.c_fc(hidden))
+    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+
+
 def test_an_error_inside_leaves_the_model_as_it_was(tiny_model: MakeModel) -> None:
     model = tiny_model("gpt2")
     before = _kinds(model)
