@@ -95,10 +95,11 @@ class Study:
 
     def _watch(self) -> None:
         while not self.over.wait(0.3):
-            for report in self.results.rglob("run.json"):
-                place = report.parent.relative_to(self.results)
-                if not any(part.startswith(".") for part in place.parts):
-                    with suppress(FileNotFoundError):
+            # Jobs rename and remove folders while they are looked through.
+            with suppress(FileNotFoundError):
+                for report in self.results.rglob("run.json"):
+                    place = report.parent.relative_to(self.results)
+                    if not any(part.startswith(".") for part in place.parts):
                         self.seen.setdefault(str(place), set()).add(report.read_bytes())
 
     def call(self) -> None:

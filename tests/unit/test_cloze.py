@@ -18,6 +18,7 @@ from iskd.data.cloze import (
     split_sentences,
 )
 from iskd.data.rows import read_rows, write_rows
+from iskd.data.sources import sources
 from iskd.errors import UserError
 
 WORDS = """
@@ -130,6 +131,15 @@ def test_every_story_gives_one_row_before_any_gives_two() -> None:
     full = cloze_rows(stories, 5 * MAX_PER_STORY, 0)
     assert per_story(full) == dict.fromkeys(range(5), MAX_PER_STORY)
     assert len({(row["question"], *row["sentences"]) for row in full}) == len(full)
+
+
+def test_rows_name_their_story_even_where_they_have_no_sentence_in_common() -> None:
+    stories = fixed_stories(5, 60)
+    rows = cloze_rows(stories, 5 * MAX_PER_STORY, 0)
+    for row, source in zip(rows, sources(rows), strict=True):
+        number = int(source.removeprefix("story "))
+        assert " ".join(row["sentences"]) in stories[number]
+    assert len(set(sources(rows))) == 5
 
 
 def test_the_seed_moves_choices_and_the_answer_has_no_favourite_place() -> None:

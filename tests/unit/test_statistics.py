@@ -19,7 +19,6 @@ from iskd.evaluation.statistics import (
     compare_scores,
     mcnemar_p,
     mean,
-    over_runs,
     paired_difference,
     perplexity,
     proportion,
@@ -197,19 +196,16 @@ def test_changed_choices_and_flips_by_hand() -> None:
 
 
 def test_runs_by_hand() -> None:
-    found = over_runs([1, 2, 3])
-    assert (found.mean, found.sd) == near(2, 1)
+    found = mean([1, 2, 3])
+    assert (found.value, found.stderr) == near(2, 1 / math.sqrt(3))
     assert (found.low, found.high) == near(2 - T2 / math.sqrt(3), 2 + T2 / math.sqrt(3))
 
 
-def test_one_item_one_source_one_run() -> None:
+def test_one_item_one_source() -> None:
     assert mean([3.0]).value == 3
     for found in (mean([3.0]), mean([1, 2], ["a", "a"]), proportion([0, 1], ["a", "a"])):
         assert all(math.isnan(x) for x in (found.stderr, found.low, found.high))
         assert found.clusters == 1
-    one = over_runs([5.0])
-    assert one.mean == 5
-    assert all(math.isnan(x) for x in (one.sd, one.low, one.high))
     # Wilson says something about a single item.
     assert interval(proportion([1])) == near(1 - Z**2 / (1 + Z**2), 1)
 
@@ -499,7 +495,6 @@ def test_the_mean_over_seeds_covers(runs: int) -> None:
         return (rng.normal(0.3, 0.01, runs),)
 
     def estimate(values: Any, seed: int) -> Estimate:
-        found = over_runs(values)
-        return Estimate(found.mean, found.sd, found.low, found.high, runs, runs)
+        return mean(values)
 
     assert covers(coverage(draw, 0.3, estimate))

@@ -11,14 +11,12 @@ from typing import Any
 import yaml
 
 from iskd.audit.folder import METRICS, WEIGHTS, Found, StudyFolder
+from iskd.audit.rule_kinds import DATA, EVALUATIONS, TRAININGS
 from iskd.evaluation.measurements import device_hours
 from iskd.provenance.artifact import MANIFEST
 from iskd.provenance.statement import LOCK_FILE
 
-_DATA = ("download_", "import_", "make_", "prepare_", "split_", "train_tokenizer")
 _ORIGIN = ("model", "dataset", "folder", "source", "revision")
-_TRAINED = ("pretrain_", "substitute_", "prune_", "distill_", "drop_", "tune_")
-_EVALUATED = ("evaluate", "generate", "measure_")
 _AUTHORS = (
     "claims and limitations (ACL A1, A2; NeurIPS 1, 2), theory (NeurIPS 3), ethics, impact and "
     "safeguards (NeurIPS 9 to 11), licences of the data and models named above and whether this "
@@ -98,7 +96,7 @@ def _data(folder: StudyFolder, told: list[Found]) -> Iterator[str]:
     yield "|---|---|---|"
     for found in told:
         statement = found.statement
-        if statement is None or not statement.asked["rule"].startswith(_DATA):
+        if statement is None or not statement.asked["rule"].startswith(DATA):
             continue
         spec = statement.asked["parameters"].get("spec")
         spec = spec if isinstance(spec, dict) else {}
@@ -178,8 +176,8 @@ def _compute(told: list[Found]) -> Iterator[str]:
         if found.statement is None or found.run is None:
             continue
         rule, run = found.statement.asked["rule"], found.run
-        kind = "training" if rule.startswith(_TRAINED) else "all else"
-        kinds["evaluation" if rule.startswith(_EVALUATED) else kind].append(run)
+        kind = "training" if rule.startswith(TRAININGS) else "all else"
+        kinds["evaluation" if rule.startswith(EVALUATIONS) else kind].append(run)
         host = run.get("host") or {}
         about = (run.get("device"), host.get("machine"), host.get("vectors"))
         machines[", ".join(str(part) for part in about if part)] += 1

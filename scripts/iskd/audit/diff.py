@@ -15,15 +15,10 @@ import yaml
 
 from iskd.audit.checks import differences
 from iskd.audit.folder import StudyFolder, recorded_config
+from iskd.audit.rule_kinds import DATA, TRAININGS
 from iskd.errors import UserError
 
 SECTIONS = ("config", "code", "environment", "data", "models", "numbers")
-# Rules whose artifacts come from outside of the study, or are made of nothing.
-_DATA = ("download_", "import_", "make_", "split_corpus", "train_tokenizer", "prepare_")
-_MODELS = (
-    *("pretrain_teacher", "substitute_", "prune_l1", "distill_student", "drop_layers"),
-    "tune_teacher",
-)
 # Of a report of a run, what may change numbers.
 _HOW = ("versions", "host", "cuda", "variables", "threads", "device", "deterministic", "processes")
 _SHOWN = 20
@@ -68,8 +63,8 @@ def compare_studies(one: Path, other: Path) -> Difference:
         difference.found["config"].append(f"{where.lstrip('.')}: {old!r}, {new!r}")
     difference.found["code"] = list(_code(*folders))
     difference.found["environment"] = list(_environment(*folders))
-    difference.found["data"] = list(_artifacts(*folders, _DATA))
-    difference.found["models"] = list(_artifacts(*folders, _MODELS))
+    difference.found["data"] = list(_artifacts(*folders, DATA))
+    difference.found["models"] = list(_artifacts(*folders, TRAININGS))
     difference.found["numbers"] = list(_numbers(one / "metrics.csv", other / "metrics.csv"))
     return difference
 

@@ -21,15 +21,14 @@ from iskd.audit.compare import unpacked
 from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import WEIGHTS, Found, StudyFolder
 from iskd.audit.planned import Planned
+from iskd.audit.rule_kinds import FROM_ITEMS, FROM_NUMBERS
 from iskd.launch import SCRIPTS, Assignment
 from iskd.provenance.artifact import file_digest
 from iskd.provenance.statement import Statement
 from iskd.provenance.tensors import count_parameters
 
-# Rules whose scripts need no model and take about a second.
-FROM_ITEMS = ("collect_metrics", "collect_measurements")
-FROM_NUMBERS = ("figure_", "table_", "paper_", "collect_paper", "summarize", "model_card")
-EVALUATIONS = ("evaluate", "evaluate_heldout")
+# Rules whose artifacts hold an answer per item beside their result.
+_WITH_ANSWERS = ("evaluate", "evaluate_heldout")
 # An artifact takes tens of milliseconds, and a process a few more.
 _WORTH_A_PROCESS = 10
 
@@ -165,7 +164,7 @@ def _run_script(
 def evaluations(folder: StudyFolder) -> Iterator[Finding]:
     """Work out every evaluation's numbers from its answers to the items."""
     for place, found in folder.artifacts.items():
-        if found.statement is None or found.statement.asked["rule"] not in EVALUATIONS:
+        if found.statement is None or found.statement.asked["rule"] not in _WITH_ANSWERS:
             continue
         try:
             yield from _evaluation(folder, place, found.statement)

@@ -292,11 +292,12 @@ def _row(
         "question": question[: token.start] + BLANK + question[token.end :],
         "answer": token.text,
         "options": [options[i] for i in seeded_order(OPTIONS, rng)],
+        "source_id": f"story {candidate.story}",
     }
 
 
 def cloze_rows(stories: list[str], rows: int, seed: int) -> list[Row]:
-    """Make rows in the hub's schema of cam-cst/cbt out of real stories.
+    """Make rows in the hub's schema of cam-cst/cbt out of real stories; `source_id` names the story.
 
     The removed word is a common noun, or in a story that offers no such question a name; it also
     occurs in the context, and in the question only once. The nine wrong options are words of its

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iskd.data.rows import Row, read_any_rows, read_rows, sample_indices
+from iskd.data.rows import Row, read_any_rows, read_rows
 from iskd.data.sources import sources
 from iskd.errors import UserError
 from iskd.evaluation.catalogue import MEAN, LmTask, find_task
@@ -60,7 +60,6 @@ def evaluate_task(
     *,
     batch_size: int,
     seed: int,
-    limit: int | None = None,
     work: "WorkFolder | None" = None,
 ) -> TaskResult:
     """Evaluate a model on the rows of a file, without examples in the prompt.
@@ -78,8 +77,7 @@ def evaluate_task(
         kind: A key of KINDS.
         rows_path: JSONL file that :func:`iskd.data.rows.read_rows` accepts.
         batch_size: Texts per forward pass.
-        seed: Seed of the sample drawn under `limit`.
-        limit: Score only so many rows, drawn at random from the whole file (never its head).
+        seed: Seed of lm-eval's own draws.
         work: Where answers are kept, if the evaluation is to survive being killed: it goes on from
             them and ends with the same bits.
 
@@ -93,14 +91,12 @@ def evaluate_task(
         Interrupted: The process was asked to stop; what was scored is kept.
     """
     rows = read_rows(rows_path, kind)
-    indices = sample_indices(len(rows), len(rows) if limit is None else limit, seed)
-    asked = [rows[index] for index in indices]
-    log.info("%s: %d rows of %s", kind, len(indices), rows_path)
+    log.info("%s: %d rows of %s", kind, len(rows), rows_path)
 
     def make() -> "ConfigurableTask":
         from iskd.evaluation.lm_task import kind_task
 
-        return kind_task(KINDS[kind], asked, seed)
+        return kind_task(KINDS[kind], rows, seed)
 
     asking = _Asking(kind, make, batch_size, work)
     task, records, _, cut = _ask(model, tokenizer, asking)
@@ -110,7 +106,7 @@ def evaluate_task(
             "source": source,
             **_sample(KINDS[kind], index, record, task.doc_to_choice(record["doc"])),
         }
-        for index, source, record in zip(indices, sources(asked), records, strict=True)
+        for index, (source, record) in enumerate(zip(sources(rows), records, strict=True))
     ]
     return TaskResult(kind, metrics_of(samples, kind, stock=False), _chance(samples), cut, samples)
 

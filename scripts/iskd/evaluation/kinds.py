@@ -21,20 +21,16 @@ class Kind:
 
     Attributes:
         name: The kind's name, which is also the name of the lm-eval task.
-        description: One sentence for people.
         fields: Fields that every row must have (the hub's schema).
         metrics: Metric name -> the rule by which the option is picked. Each is an accuracy in 0..1.
         headline: The metric to quote when one number is quoted.
-        chance: Accuracy of guessing, for rows in the hub's form (10 options, 4 endings).
         split: Name of the split that lm-eval is told the rows come from.
     """
 
     name: str
-    description: str
     fields: tuple[str, ...]
     metrics: Mapping[str, Rule]
     headline: str
-    chance: float
     split: str
 
 
@@ -42,37 +38,30 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
+            # Children's Book Test, the question alone: each option is filled in, and the sentence
+            # with the highest mean log-likelihood per token wins.
             Kind(
                 name="cbt_question",
-                description=(
-                    "Children's Book Test, the question alone: each option is filled in and the "
-                    "sentence with the highest mean log-likelihood per token wins"
-                ),
                 fields=CBT_FIELDS,
                 metrics=MappingProxyType({"acc": "token_mean", "acc_sum": "sum"}),
                 headline="acc",
-                chance=0.1,
                 split="test",
             ),
+            # Children's Book Test with its context sentences: the filled-in question that is
+            # most likely after them wins.
             Kind(
                 name="cbt_context",
-                description=(
-                    "Children's Book Test with its context sentences: the filled-in question "
-                    "that is most likely after them wins"
-                ),
                 fields=CBT_FIELDS,
                 metrics=MappingProxyType({"acc": "sum", "acc_mean": "token_mean"}),
                 headline="acc",
-                chance=0.1,
                 split="test",
             ),
+            # HellaSwag as lm-eval defines it, without examples in the prompt.
             Kind(
                 name="hellaswag",
-                description="HellaSwag as lm-eval defines it, without examples in the prompt",
                 fields=HELLASWAG_FIELDS,
                 metrics=MappingProxyType({"acc": "sum", "acc_norm": "char_mean"}),
                 headline="acc_norm",
-                chance=0.25,
                 split="validation",
             ),
         )

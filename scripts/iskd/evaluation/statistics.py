@@ -326,32 +326,6 @@ def changed(model: ArrayLike, teacher: ArrayLike, clusters: ArrayLike | None = N
     return proportion(np.asarray(model) != np.asarray(teacher), clusters)
 
 
-# --- several runs ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What several runs gave: their mean, sample standard deviation, and the mean's interval."""
-
-    mean: float
-    sd: float
-    low: float
-    high: float
-
-
-def over_runs(values: ArrayLike) -> Spread:
-    """Give mean, standard deviation (n - 1) and Student's 95 % interval of the mean over runs.
-
-    With one run all but the mean are NaN. The interval says where the mean over ever more seeds
-    would lie, for the same items; it holds for values that are normal over seeds.
-
-    Raises:
-        ValueError: there is no run.
-    """
-    found = mean(values)
-    return Spread(found.value, found.stderr * math.sqrt(found.n), found.low, found.high)
-
-
 def _codes(clusters: ArrayLike | None, n: int) -> tuple[NDArray[np.intp], int]:
     """Number the sources: (n,) codes from 0, and how many there are."""
     if n == 0:

@@ -37,7 +37,7 @@ class _Enough(Exception):  # noqa: N818 - a signal, not an error
 
 @torch.no_grad()
 def block_calls(
-    model: PreTrainedModel, indices: Sequence[int], ids: torch.Tensor, *, mask: bool = False
+    model: PreTrainedModel, indices: Sequence[int], ids: torch.Tensor
 ) -> dict[int, BlockCall]:
     """Run a model up to the last of some blocks and give what each was handed and gave.
 
@@ -45,7 +45,6 @@ def block_calls(
         model: any decoder of a known family; left as it is.
         indices: blocks to listen to.
         ids: tokens, (batch, positions).
-        mask: hand the model a mask of ones.
     """
     blocks = family_of(model.config).blocks(model)
     calls: dict[int, BlockCall] = {}
@@ -62,9 +61,8 @@ def block_calls(
     handles = [
         blocks[i].register_forward_hook(listen(i), with_kwargs=True) for i in sorted(set(indices))
     ]
-    given = {"attention_mask": torch.ones_like(ids)} if mask else {}
     try:
-        model(input_ids=ids, use_cache=False, **given)
+        model(input_ids=ids, use_cache=False)
     except _Enough:
         pass
     finally:

@@ -75,7 +75,6 @@ def main_table(
     headline: Mapping[str, str],
     chance: Mapping[str, float],
     *,
-    every_step: bool = False,
     claims: Sequence[Mapping[str, Any]] = (),
 ) -> pd.DataFrame:
     """Return what each arm of each teacher keeps at its last step, unrounded.
@@ -85,7 +84,6 @@ def main_table(
         headline: for each task the metric to show, in order; the held-out loss comes last,
             wherever it was measured.
         chance: for some tasks the score of a random choice, a fraction.
-        every_step: one row per step instead of the last one alone.
         claims: numbers to print beside ours, as the config has them: teacher, task, metric,
             reduction and retention (fractions), source.
 
@@ -110,9 +108,8 @@ def main_table(
     frame = table.groupby(MODEL, as_index=False)[["seeds", "reduction"]].max()
     sizes = values_of(table, *PARAMETERS)[[*MODEL, "value"]]
     frame = frame.merge(sizes.rename(columns={"value": "parameters"}), on=MODEL, how="left")
-    if not every_step:
-        last = frame.groupby(MODEL[:3])["step"].transform("max")
-        frame = frame[frame["step"] == last]
+    last = frame.groupby(MODEL[:3])["step"].transform("max")
+    frame = frame[frame["step"] == last]
     for task, metric in panels:
         frame = _with_score(frame, table, task, metric, chance.get(task))
     frame = in_order(frame)

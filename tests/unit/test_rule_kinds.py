@@ -1,0 +1,25 @@
+"""The audit knows of every rule what it is for, and of none two things."""
+
+import re
+from pathlib import Path
+
+from iskd.audit import rule_kinds
+
+ROOT = Path(__file__).resolve().parents[2]
+# It makes the order of the steps, of nothing or of a model.
+NEITHER = {"plan_substitutions"}
+
+
+def test_every_rule_is_of_one_kind() -> None:
+    rules = {
+        name
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for name in re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    kinds = [value for name, value in vars(rule_kinds).items() if name.isupper()]
+    for rule in (rules & scripts) - NEITHER:
+        assert sum(rule.startswith(kind) for kind in kinds) == 1, rule
+    # Nothing is listed that no rule bears.
+    for beginning in (name for kind in kinds for name in kind):
+        assert any(rule.startswith(beginning) for rule in rules), beginning
