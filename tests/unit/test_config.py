@@ -318,6 +318,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({f"{TOY}.source": "x" * 5000}, f"{TOY}.source", "... is unknown; use 'pretrain', 'hub'"),
     ({"claims": [{"tusk": "x"}]}, "claims.0.teacher", "missing; add it (The teacher it is about)"),
     ({"claims": [CLAIM | {"sorce": "x"}]}, "claims.0.sorce", "did you mean 'source'"),
+    (
+        {"claims": [CLAIM | {"metric": "f1"}]},
+        "claims.0.metric",
+        "'f1'; tasks.hellaswag has acc, acc_n",
+    ),
     ({"claims": [CLAIM | {"source": "a\x1b[2J"}]}, "claims.0.source", "one line of characters"),
 ]
 

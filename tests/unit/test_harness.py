@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from iskd.data.rows import Row, sample_indices, write_rows
+from iskd.data.rows import Row, write_rows
 from iskd.errors import UserError
 from iskd.evaluation.harness import TaskResult, evaluate_task
 from iskd.evaluation.kinds import KINDS

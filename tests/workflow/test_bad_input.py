@@ -72,10 +72,11 @@ def plan(study: Study) -> None:
         for figure in ("training", "order", "flips"):
             asked.has_figure(teacher, figure)
     for task in study.tasks:
-        for asked_of in (asked.rows_spec, asked.evaluation_spec, asked.overlap_spec):
+        for asked_of in (asked.rows_spec, asked.evaluation_spec):
             asked_of(task)
     for task in asked.hub_tasks():
         asked.download_spec(task)
+    asked.overlap_spec()
     asked.measured()
     asked.generating()
     for whole in (asked.collection_spec, asked.measurement_spec, asked.summary_spec):

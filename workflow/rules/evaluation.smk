@@ -103,7 +103,7 @@ rule measure_overlap:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.overlap_spec(wildcards.task),
+        spec=PLAN.overlap_spec(),
         code=code_fingerprint("measure_overlap"),
     script:
         "../../scripts/measure_overlap.py"

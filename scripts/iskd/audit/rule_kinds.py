@@ -1,7 +1,7 @@
 """What each rule is for, by what its name begins with: the one list that all of the audit reads."""
 
 DATA = ("download_", "import_", "make_", "prepare_", "split_", "train_tokenizer")
-"""Rules whose artifacts come from outside of the study, are made of nothing, or are cut of those."""
+"""Rules whose artifacts come from outside, are made of nothing, or are cut of those."""
 
 TRAININGS = ("distill_", "drop_", "pretrain_", "prune_", "substitute_", "tune_")
 """Rules whose artifacts are checkpoints."""

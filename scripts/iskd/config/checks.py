@@ -7,6 +7,7 @@ from iskd.config.schema import (
     Architecture,
     Arm,
     BaselineArm,
+    Claim,
     Compact,
     FileTask,
     GivenTeacher,
@@ -91,8 +92,16 @@ class Checks:
                 name = getattr(claim, key)
                 if name not in known:
                     self._fail(f"claims.{place}.{key}", f"{name!r}; there are: {', '.join(known)}")
+            self._claimed_metric(f"claims.{place}.metric", claim)
         self._generation()
         self._efficiency()
+
+    def _claimed_metric(self, key: str, claim: Claim) -> None:
+        """Check that what a claim is about is measured."""
+        kind = self.study.tasks[claim.task].kind or claim.task
+        measured = KINDS[kind].metrics if kind in KINDS else find_task(kind).metrics
+        if claim.metric not in measured:
+            self._fail(key, f"{claim.metric!r}; tasks.{claim.task} has {', '.join(measured)}")
 
     def _teacher(self, key: str, teacher: Teacher) -> None:
         blocks = block_count(teacher)

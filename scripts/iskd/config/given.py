@@ -68,8 +68,10 @@ def complete(
         if missing and section.get("source") == "folder" and names_a_model(section):
             place = _folder(raw, section, file)
             if place is not None:
-                config_of_folder(place, f"{file}: teachers.{name}.folder")
-                section["files"] = files_of_folder(place, f"{file}: teachers.{name}.folder")
+                where = f"{file}: teachers.{name}.folder"
+                # Whoever says family, blocks and order has not met a broken config.json yet.
+                config_of_folder(place, where)
+                section["files"] = files_of_folder(place, where)
     return filled
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from iskd.config import schema
 from iskd.config.schema import FILLED_IN, GIVEN, FamilyName
+from iskd.data.model_files import MODEL_FILES
 from iskd.errors import UserError
 
 # Half of the blocks for three tenths of the parameters, as the paper does in both of its models.
@@ -21,8 +22,6 @@ _BLOCKS_PER_REDUCTION = 5 / 3
 _COMPRESSED = "iskd_"
 # Names that the library's config classes read as the number of blocks.
 _BLOCK_KEYS = ("num_hidden_layers", "n_layer")
-# Weights in safetensors and what describes them; nothing that is unpickled or run.
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 ANY_MODEL = {"model_type": "gpt2", "n_layer": 1}
 """In the place of a model that is named wrongly: the schema shall find nothing else to tell."""
 
@@ -176,4 +175,4 @@ def files_of_folder(folder: Path, where: str) -> list[str]:
             f"{where}: {folder} has no weights in safetensors; save the model anew with "
             f"save_pretrained (pickled weights are never loaded)"
         )
-    return sorted({path.name for pattern in _FILES for path in folder.glob(pattern)})
+    return sorted({path.name for pattern in MODEL_FILES for path in folder.glob(pattern)})

@@ -17,7 +17,6 @@ from iskd.config.schema import (
     Arm,
     BaselineArm,
     Compact,
-    FileTask,
     FolderTeacher,
     HubArm,
     HubCorpus,
@@ -410,16 +409,12 @@ class StudyPlan:
     def rows_spec(self, task: str) -> dict[str, Any]:
         """Parameters of ``prepare_task``."""
         settings = self.study.tasks[task]
-        spec = {
+        return {
             "kind": self.kind(task),
             "stock": self.is_stock(task),
             "source": settings.source,
             "rows": settings.rows,
-            "seed": settings.seed,
         }
-        if isinstance(settings, FileTask):
-            spec["file"] = settings.file
-        return spec
 
     def hub_tasks(self) -> list[str]:
         """List the tasks whose rows are fetched from the hub."""
@@ -526,9 +521,9 @@ class StudyPlan:
             "precision": self.study.evaluation.precision,
         }
 
-    def overlap_spec(self, task: str) -> dict[str, Any]:
+    def overlap_spec(self) -> dict[str, Any]:
         """Parameters of ``measure_overlap``."""
-        return {"kind": self.kind(task), "n": self.study.overlap.n}
+        return {"n": self.study.overlap.n}
 
     def collection_spec(self) -> dict[str, Any]:
         """Parameters of ``collect_metrics``: what each collected file is about, in their order."""

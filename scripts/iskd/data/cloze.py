@@ -297,7 +297,7 @@ def _row(
 
 
 def cloze_rows(stories: list[str], rows: int, seed: int) -> list[Row]:
-    """Make rows in the hub's schema of cam-cst/cbt out of real stories; `source_id` names the story.
+    """Make rows in the hub's schema of cam-cst/cbt out of real stories, named in `source_id`.
 
     The removed word is a common noun, or in a story that offers no such question a name; it also
     occurs in the context, and in the question only once. The nine wrong options are words of its

@@ -18,15 +18,13 @@ from filelock import FileLock
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from iskd.data.model_files import MODEL_FILES
 from iskd.errors import UserError
 from iskd.provenance.artifact import canonical_json, write_text
 
 log = logging.getLogger("iskd.hub")
 
 RepoKind = Literal["model", "dataset"]
-
-# Weights in safetensors and what describes them; nothing that is unpickled or run.
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
 
 # What the hub's client raises: its HTTP library's errors, OSError, and ValueError for a bad id.
 _HUB_ERRORS = cast(
