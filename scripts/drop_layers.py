@@ -10,12 +10,11 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.baselines.layer_drop import block_influence, drop_layers
-    from iskd.baselines.tuning import tune
+    from iskd.baselines.tuning import tune_and_save
     from iskd.data.corpus import load_blocks, step_sequences
-    from iskd.models.folder import load_model, load_tokenizer, save_model
+    from iskd.models.folder import load_model
     from iskd.models.planning import matched_parameters
     from iskd.provenance.artifact import canonical_json
-    from iskd.training.loop import write_history
 
     spec = job.params["spec"]
     step = int(job.wildcards["step"])
@@ -32,16 +31,6 @@ with run_rule(snakemake) as job:
         parameters=None if by_steps else target,
         first=spec["replaced"] if spec["choose"] == "reference" else (),
     )
-    history = tune(
-        model,
-        lambda: load_model(job.folder("teacher")),
-        blocks,
-        spec,
-        step=step,
-        seed=job.seed,
-        work=job.work,
-    )
-    save_model(model, load_tokenizer(job.folder("teacher")), job.out)
-    write_history(history, job.out / "history.jsonl")
+    tune_and_save(job, model)
     (job.out / "dropped.json").write_text(canonical_json(facts), encoding="utf-8")
-    job.summary |= {"parameters": model.num_parameters(), "target": target}
+    job.summary |= {"target": target}

@@ -1,15 +1,20 @@
 """What every baseline does in the end: train on the tokens of its reference, and save."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iskd.data.corpus import step_sequences
-from iskd.training.loop import fine_tune
+from iskd.data.corpus import load_blocks, step_sequences
+from iskd.models.folder import load_model, load_tokenizer, save_model
+from iskd.training.loop import fine_tune, write_history
 from iskd.training.state import WorkFolder
 from iskd.training.steps import objective_of, without_validation
+
+if TYPE_CHECKING:
+    from iskd.rule import Job
 
 
 def tune(
@@ -50,3 +55,26 @@ def tune(
         objective=objective_of(objective, listened),
         work=work,
     )
+
+
+def tune_and_save(job: "Job", model: PreTrainedModel, new: Collection[nn.Module] = ()) -> None:
+    """Do what every baseline's script ends in: :func:`tune` a model, save it and its curve.
+
+    Args:
+        job: the rule's run, with the inputs ``teacher`` and ``train`` and the wildcard ``step``.
+        model: the model; is changed.
+        new: modules that get the high learning rate.
+    """
+    history = tune(
+        model,
+        lambda: load_model(job.folder("teacher")),
+        load_blocks(Path(job.inputs["train"])),
+        job.params["spec"],
+        step=int(job.wildcards["step"]),
+        seed=job.seed,
+        new=new,
+        work=job.work,
+    )
+    save_model(model, load_tokenizer(job.folder("teacher")), job.out)
+    write_history(history, job.out / "history.jsonl")
+    job.summary |= {"parameters": model.num_parameters()}
