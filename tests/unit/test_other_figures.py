@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iskd.errors import UserError
-from iskd.paper.figures.canvas import save_figure
+from iskd.paper.figures.canvas import MOST_PANELS, save_figure
 from iskd.paper.figures.flips import flips_figure
 from iskd.paper.figures.loss import loss_figure
 from iskd.paper.figures.order import order_figure
@@ -134,6 +134,16 @@ def test_seeds_that_replaced_different_blocks_name_them_all() -> None:
     metrics, _ = make_metrics(steps=3, random_order=["iskd"])
     _, frame = order_figure(tidy(metrics), "gpt2")
     assert any("/" in blocks for blocks in frame.loc[frame["arm"] == "iskd", "blocks"])
+
+
+def test_the_order_tells_only_the_arms_that_are_drawn() -> None:
+    names = [f"arm_{number}" for number in range(MOST_PANELS + 1)]
+    own = [row for row in make_metrics(steps=2)[0] if row["arm"] in ("teacher", "iskd")]
+    rows = [row for row in own if row["arm"] == "teacher"]
+    rows += [{**row, "arm": name} for name in names for row in own if row["arm"] == "iskd"]
+    figure, frame = order_figure(tidy(rows), "gpt2")
+    assert sorted(set(frame["arm"])) == names[:-1]
+    assert len(figure.axes) == MOST_PANELS
 
 
 def test_curves_go_on_across_the_steps_of_a_chain(tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ from iskd.config.schema import (
 from iskd.errors import UserError
 from iskd.evaluation.catalogue import check_fewshot, find_task, hub_rows
 from iskd.evaluation.kinds import KINDS
+from iskd.evaluation.results import TEACHER_ARM
 
-RESERVED_ARM = "teacher"
 # Tasks of metrics.csv that are no task of the config.
 RESERVED_TASKS = ("heldout", "model", "training", "generation", "efficiency", "cost")
 
@@ -366,7 +366,7 @@ class Checks:
 
     def _arm(self, name: str) -> None:
         arm = self.study.arms[name]
-        if name == RESERVED_ARM:
+        if name == TEACHER_ARM:
             self._fail(f"arms.{name}", "this name stands for the teacher itself; choose another")
         objective = getattr(arm, "objective", None)
         if objective is not None:

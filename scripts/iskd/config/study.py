@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from iskd.config.checks import RESERVED_ARM, block_count, step_count
+from iskd.config.checks import block_count, step_count
 from iskd.config.schema import (
     FITTED,
     Arm,
@@ -42,6 +42,7 @@ from iskd.config.schema import (
 )
 from iskd.evaluation.catalogue import find_task, hub_rows
 from iskd.evaluation.kinds import KINDS
+from iskd.evaluation.results import TEACHER_ARM
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 """Metrics of which it is known which items were right."""
@@ -162,7 +163,7 @@ class StudyPlan:
 
     def producer(self, model: ModelId) -> str:
         """Name the rule that makes a model."""
-        if model.arm == RESERVED_ARM:
+        if model.arm == TEACHER_ARM:
             settings = self.study.teachers[model.teacher]
             return TEACHER_RULES[type(settings)]
         arm = self.study.arms[model.arm]
@@ -175,11 +176,11 @@ class StudyPlan:
         maker = self.producer(model)
         if model.seed is not None:
             return f"{maker}/{model.path}"
-        return f"{maker}/{model.teacher if model.arm == RESERVED_ARM else model.arm}"
+        return f"{maker}/{model.teacher if model.arm == TEACHER_ARM else model.arm}"
 
     def teacher_model(self, teacher: str) -> ModelId:
         """Give the teacher as a model: step 0."""
-        return ModelId(teacher, RESERVED_ARM, None, 0)
+        return ModelId(teacher, TEACHER_ARM, None, 0)
 
     def previous(self, model: ModelId) -> ModelId:
         """Give the model that a substitution starts from."""
@@ -477,7 +478,7 @@ class StudyPlan:
         """List the models whose speed is measured beside their teacher's: one of each arm."""
         if self.study.evaluation.efficiency is None:
             return []
-        return [m for m in self._at_headline() if m.arm != RESERVED_ARM]
+        return [m for m in self._at_headline() if m.arm != TEACHER_ARM]
 
     def _at_headline(self) -> list[ModelId]:
         """List the models as given, and each arm's first one at the headline step."""
@@ -605,7 +606,7 @@ class StudyPlan:
             steps = {(m.arm, m.seed, m.step) for m in self.substituted() if m.teacher == teacher}
             return any(step == 1 or (arm, seed, step - 1) in steps for arm, seed, step in steps)
         if figure == "flips":
-            compared = any(model.arm != RESERVED_ARM for model in models)
+            compared = any(model.arm != TEACHER_ARM for model in models)
             return compared and any(
                 self.headline_metric(task) in ACCURACIES for task in self.study.tasks
             )

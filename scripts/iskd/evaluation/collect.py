@@ -9,17 +9,14 @@ from iskd.errors import UserError
 from iskd.evaluation import statistics
 from iskd.evaluation.harness import score_of
 from iskd.evaluation.metric import Metric, metric_of
-from iskd.evaluation.results import read_result, read_samples
+from iskd.evaluation.results import TEACHER_ARM, ModelKey, model_key, read_result, read_samples
 
-TEACHER = "teacher"
 HELDOUT = "heldout"
 MODEL = "model"
 TRAINING = "training"
 GENERATION = "generation"
 FACTS = ("parameters", "flops_per_token", "checkpoint_bytes")
 """What the held-out loss finds out about a model."""
-
-Key = tuple[Any, ...]
 
 
 def collect(files: Mapping[str, Sequence[str]], spec: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,7 +52,7 @@ def collect(files: Mapping[str, Sequence[str]], spec: Mapping[str, Any]) -> list
     for about, path in zip(spec["substitutions"], files["substitutions"], strict=True):
         block = json.loads(Path(path).read_text(encoding="utf-8"))["block"]
         table.add(about, MODEL, _plain({"replaced_block": block}))
-    evaluated = {_key(about) for about in spec["heldout"]}
+    evaluated = {model_key(about) for about in spec["heldout"]}
     for key, cost in _costs(files["histories"], spec).items():
         if key in evaluated:
             about = dict(zip(("teacher", "arm", "seed", "step"), key, strict=True))
@@ -66,7 +63,7 @@ def collect(files: Mapping[str, Sequence[str]], spec: Mapping[str, Any]) -> list
         table.add(about, GENERATION, read_result(Path(path))["metrics"])
     for about, path in zip(spec["overlaps"], files["overlaps"], strict=True):
         for teacher in table.teachers:
-            model = {"teacher": teacher, "arm": TEACHER, "seed": None, "step": 0}
+            model = {"teacher": teacher, "arm": TEACHER_ARM, "seed": None, "step": 0}
             table.add(model, about["task"], read_result(Path(path))["metrics"])
     return table.rows
 
@@ -78,16 +75,16 @@ class _Rows:
         self, study: str, losses: Iterator[tuple[Mapping[str, Any], dict[str, Any]]]
     ) -> None:
         self.study, self.rows = study, list[dict[str, Any]]()
-        self.sizes: dict[Key, int] = {}
+        self.sizes: dict[ModelKey, int] = {}
         self.teachers: dict[str, int] = {}
         for about, result in losses:
             if about["text"] == HELDOUT:
-                self.sizes[_key(about)] = result["facts"]["parameters"]
-                if about["arm"] == TEACHER:
+                self.sizes[model_key(about)] = result["facts"]["parameters"]
+                if about["arm"] == TEACHER_ARM:
                     self.teachers[about["teacher"]] = result["facts"]["parameters"]
 
     def add(self, about: Mapping[str, Any], task: str, metrics: Mapping[str, Any]) -> None:
-        reduction = 1 - self.sizes[_key(about)] / self.teachers[about["teacher"]]
+        reduction = 1 - self.sizes[model_key(about)] / self.teachers[about["teacher"]]
         model = {k: about[k] for k in ("teacher", "arm", "seed", "step")}
         for name, metric in metrics.items():
             self.rows.append(
@@ -152,19 +149,21 @@ def _answers(
 ) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
     """Give each model's metrics of each task, those beside its teacher included."""
     paths = [Path(path) for path in files["samples"]]
-    places = dict(zip([(*_key(a), a["task"]) for a in spec["evaluations"]], paths, strict=True))
+    places = dict(
+        zip([(*model_key(a), a["task"]) for a in spec["evaluations"]], paths, strict=True)
+    )
     teachers: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for about, file, path in zip(spec["evaluations"], files["evaluations"], paths, strict=True):
         result, task, teacher = read_result(Path(file)), about["task"], about["teacher"]
         metrics = dict(result["metrics"])
         chance = result["facts"].get("chance")
-        if about["arm"] == TEACHER:
+        if about["arm"] == TEACHER_ARM:
             if chance is not None:
                 metrics |= _plain({"chance": chance})
             yield about, metrics
             continue
         if (teacher, task) not in teachers:
-            theirs = places[teacher, TEACHER, None, 0, task]
+            theirs = places[teacher, TEACHER_ARM, None, 0, task]
             teachers[teacher, task] = read_samples(theirs)
         samples, theirs_read = read_samples(path), teachers[teacher, task]
         if [s["index"] for s in samples] != [s["index"] for s in theirs_read]:
@@ -186,19 +185,15 @@ def _plain(values: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     return {name: {"value": value, "stderr": None, "n": None} for name, value in values.items()}
 
 
-def _costs(histories: Sequence[str], spec: Mapping[str, Any]) -> dict[Key, dict[str, float]]:
+def _costs(histories: Sequence[str], spec: Mapping[str, Any]) -> dict[ModelKey, dict[str, float]]:
     """Add up tokens and FLOPs of training, over all steps so far where steps build on another."""
-    own: dict[Key, dict[str, int]] = {}
+    own: dict[ModelKey, dict[str, int]] = {}
     for about, path in zip(spec["histories"], histories, strict=True):
         last = json.loads(Path(path).read_text(encoding="utf-8").splitlines()[-1])
-        own[_key(about)] = {key: last[key] for key in ("tokens", "flops")}
-    total: dict[Key, dict[str, float]] = {}
+        own[model_key(about)] = {key: last[key] for key in ("tokens", "flops")}
+    total: dict[ModelKey, dict[str, float]] = {}
     for (teacher, arm, seed, step), cost in own.items():
         before = range(1, step) if arm in spec["chained"] else ()
         parts = [cost, *(own[teacher, arm, seed, earlier] for earlier in before)]
         total[teacher, arm, seed, step] = {key: sum(p[key] for p in parts) for key in cost}
     return total
-
-
-def _key(about: Mapping[str, Any]) -> Key:
-    return about["teacher"], about["arm"], about["seed"], about["step"]

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iskd.evaluation.efficiency import MODEL, summarise
-from iskd.evaluation.efficiency import TEACHER as TEACHERS
+from iskd.evaluation.efficiency import MODEL, TEACHER, summarise
 from iskd.evaluation.metric import Metric
+from iskd.evaluation.results import TEACHER_ARM, model_key
 from iskd.provenance.artifact import RUN
 
-TEACHER = "teacher"
 EFFICIENCY = "efficiency"
 COST = "cost"
 
@@ -50,13 +49,13 @@ def collect_measurements(
     for about, path in zip(spec["repeats"], files["repeats"], strict=True):
         text = Path(path).read_text(encoding="utf-8")
         records = [json.loads(line) for line in text.splitlines()]
-        add(_key(about), EFFICIENCY, summarise(records)[MODEL])
-        theirs[about["teacher"]] += [r for r in records if r["who"] == TEACHERS]
+        add(model_key(about), EFFICIENCY, summarise(records)[MODEL])
+        theirs[about["teacher"]] += [r for r in records if r["who"] == TEACHER]
     for teacher, records in theirs.items():
-        add((teacher, TEACHER, None, 0), EFFICIENCY, summarise(records)[TEACHERS])
+        add((teacher, TEACHER_ARM, None, 0), EFFICIENCY, summarise(records)[TEACHER])
 
     own = {
-        _key(about): run
+        model_key(about): run
         for about, path in zip(spec["trained"], files["trained"], strict=True)
         if (run := _run(path)) is not None
     }
@@ -68,7 +67,7 @@ def collect_measurements(
             add(key, COST, _costs([own[part] for part in chain]))
     evaluated: dict[tuple[Any, ...], list[dict[str, Any] | None]] = defaultdict(list)
     for about, path in zip(spec["evaluated"], files["evaluated"], strict=True):
-        evaluated[_key(about)].append(_run(path))
+        evaluated[model_key(about)].append(_run(path))
     for key, runs in evaluated.items():
         known = [run for run in runs if run is not None]
         if len(known) == len(runs):
@@ -110,7 +109,3 @@ def _seconds(run: Mapping[str, Any]) -> float:
 def _devices(run: Mapping[str, Any]) -> int:
     """Count a job's GPUs, of all its processes, or, where it has computed on none, its cores."""
     return int(run.get("gpus") or run["threads"] * int(run.get("processes") or 1))
-
-
-def _key(about: Mapping[str, Any]) -> tuple[Any, ...]:
-    return about["teacher"], about["arm"], about["seed"], about["step"]

@@ -13,6 +13,15 @@ from iskd.provenance.artifact import canonical_json
 
 RESULT = "result.json"
 SAMPLES = "samples.jsonl.gz"
+TEACHER_ARM = "teacher"
+"""The name, where arms are named, of what has no arm: the teacher itself."""
+
+ModelKey = tuple[Any, ...]
+
+
+def model_key(about: Mapping[str, Any]) -> ModelKey:
+    """Give what names a model among a study's: teacher, arm, seed, step."""
+    return about["teacher"], about["arm"], about["seed"], about["step"]
 
 
 def write_result(

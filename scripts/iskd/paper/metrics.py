@@ -27,6 +27,7 @@ from typing import Any
 import pandas as pd
 
 from iskd.errors import UserError
+from iskd.evaluation.results import TEACHER_ARM
 
 METRIC_COLUMNS = (
     "study",
@@ -47,7 +48,6 @@ METRIC_COLUMNS = (
 KEY_COLUMNS = METRIC_COLUMNS[:8]
 OPTIONAL_COLUMNS = ("low", "high", "clusters")
 """Columns that a row may leave out; a written table has them all."""
-TEACHER_ARM = "teacher"
 CHANCE = "chance"
 """The metric that holds the score of guessing, in the rows of the teacher."""
 HELDOUT = ("heldout", "loss")

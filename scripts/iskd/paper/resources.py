@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column
 from iskd.paper.formats import MISSING, Quantity, quantity, with_interval, with_spread
-from iskd.paper.metrics import TEACHER_ARM, aggregate, tidy
+from iskd.paper.metrics import aggregate, tidy
 from iskd.paper.tables import MODEL, in_order, key_columns, save_table
 
 EFFICIENCY_NOTE = (

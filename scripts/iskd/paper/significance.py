@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column
 from iskd.paper.formats import SHARE, Quantity, fixed, interval, p_value, quantity
-from iskd.paper.metrics import HELDOUT, TEACHER_ARM, aggregate, headline_panels, measure, tidy
+from iskd.paper.metrics import HELDOUT, aggregate, headline_panels, measure, tidy
 from iskd.paper.style import arm_styles, task_title
 from iskd.paper.tables import MODEL, in_order, key_columns, save_table, values_of
 

@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import matplotlib.style
 
-from iskd.paper.metrics import TEACHER_ARM
+from iskd.evaluation.results import TEACHER_ARM
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEXT_WIDTH = 6.3
 """Width of the text of a two-column A4 paper, in inches."""
@@ -90,6 +94,17 @@ def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
             marker_size=5.4,
         )
     return styles
+
+
+def in_arm_order(frame: "pd.DataFrame", *columns: str) -> "pd.DataFrame":
+    """Sort rows by columns, arms as :func:`arm_styles` lists them; rows that are alike stay."""
+    ranks = {arm: rank for rank, arm in enumerate(arm_styles(frame["arm"]))}
+    return frame.sort_values(
+        list(columns),
+        key=lambda column: column.map(ranks) if column.name == "arm" else column,
+        kind="stable",
+        ignore_index=True,
+    )
 
 
 def _other_label(arm: str) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column, own_head
 from iskd.paper.formats import fixed, quantity, with_interval
-from iskd.paper.metrics import HELDOUT, TEACHER_ARM, aggregate, headline_panels, measure, tidy
+from iskd.paper.metrics import HELDOUT, aggregate, headline_panels, measure, tidy
 from iskd.paper.style import arm_styles, task_title
 from iskd.paper.tables import at_headline, in_order, main_table, values_of
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from iskd.errors import UserError
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.evaluation.retention import corrected_retention, retention
 from iskd.paper.columns import Column
 from iskd.paper.formats import (
@@ -23,14 +24,13 @@ from iskd.paper.metrics import (
     HELDOUT,
     MEASURES,
     PARAMETERS,
-    TEACHER_ARM,
     aggregate,
     check_chance,
     headline_panels,
     measure,
     tidy,
 )
-from iskd.paper.style import arm_styles, task_title
+from iskd.paper.style import arm_styles, in_arm_order, task_title
 
 CLAIMED = "(claimed)"
 """What the column `arm` says in a row of claimed numbers; no arm can have this name."""
@@ -136,10 +136,7 @@ def in_order(frame: pd.DataFrame) -> pd.DataFrame:
 
     Rows of one model keep their order.
     """
-    order = list(arm_styles(frame["arm"]))
-    ranked = frame.assign(rank=frame["arm"].map(order.index))
-    by = ["study", "teacher", "rank", "step"]
-    return ranked.sort_values(by, ignore_index=True, kind="stable").drop(columns="rank")
+    return in_arm_order(frame, "study", "teacher", "arm", "step")
 
 
 def _with_claimed(

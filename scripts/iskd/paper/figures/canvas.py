@@ -29,6 +29,9 @@ TEACHER_MARKER = "o"
 PALE = 0.35
 """Opacity of what stands behind: other steps than the one reported, dominated points."""
 
+MOST_PANELS = 6
+"""So many stand in one figure at most, two rows of three: smaller ones cannot be read."""
+
 _LABEL_HEIGHT = 0.1  # inches, for a label shared by all panels
 _EDGE = 0.4  # points, of the white rim that parts markers lying on one another
 # Letters that fit above a panel and into a line of the legend.

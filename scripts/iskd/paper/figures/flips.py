@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from iskd.errors import UserError
 from iskd.paper.figures.canvas import (
+    MOST_PANELS,
     columns_for,
     draw_bars,
     draw_points,
@@ -21,9 +22,8 @@ from iskd.paper.figures.canvas import (
     teacher_rows,
 )
 from iskd.paper.metrics import aggregate
-from iskd.paper.style import arm_styles, paper_style, task_title
+from iskd.paper.style import arm_styles, in_arm_order, paper_style, task_title
 
-MOST_PANELS = 6
 _LEAST = reference_style("As few as the accuracy allows", (1, 2))
 
 
@@ -69,16 +69,7 @@ def flips_figure(
     parts = parts[:MOST_PANELS]
     frame = pd.concat(parts, ignore_index=True)
     styles = arm_styles(frame["arm"])
-    order = list(styles)
-    frame = pd.concat(
-        [
-            part.assign(rank=part["arm"].map(order.index))
-            .sort_values(["rank", "step"])
-            .drop(columns="rank")
-            for part in parts
-        ],
-        ignore_index=True,
-    )
+    frame = pd.concat([in_arm_order(part, "arm", "step") for part in parts], ignore_index=True)
     columns = ["task", "metric", "arm", "step", "change", "change_low", "change_high"]
     frame = frame[[*columns, "score", "low", "high", "spread_of"]].astype({"step": "Int64"})
     with paper_style():

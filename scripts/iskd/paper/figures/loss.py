@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from iskd.errors import UserError
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.figures.canvas import (
     columns_for,
     draw_bars,
@@ -19,8 +20,8 @@ from iskd.paper.figures.canvas import (
     teacher_rows,
     whole_ticks,
 )
-from iskd.paper.metrics import HELDOUT, TEACHER_ARM, aggregate
-from iskd.paper.style import arm_styles, paper_style, task_title
+from iskd.paper.metrics import HELDOUT, aggregate
+from iskd.paper.style import arm_styles, in_arm_order, paper_style, task_title
 
 
 def loss_figure(metrics: pd.DataFrame, teacher: str) -> tuple[Figure, pd.DataFrame]:
@@ -47,15 +48,14 @@ def loss_figure(metrics: pd.DataFrame, teacher: str) -> tuple[Figure, pd.DataFra
         raise UserError("metrics: the held-out loss was not measured for the teacher itself")
     texts = [HELDOUT[0], *sorted(set(table["task"]) - {HELDOUT[0]})]
     styles = arm_styles(table["arm"])
-    ranks = {arm: i for i, arm in enumerate(styles)}
     frame = table.assign(
         text=table["task"],
         score=table["value"],
         step=table["step"].astype("Int64"),
         seeds=table["seeds"].astype("Int64"),
-        rank=table["arm"].map(ranks),
         place=table["task"].map(texts.index),
-    ).sort_values(["place", "rank", "step"], ignore_index=True)
+    )
+    frame = in_arm_order(frame, "place", "arm", "step")
     frame = frame[["text", "arm", "step", "score", "low", "high", "spread_of", "seeds"]]
     with paper_style():
         figure, grid = make_panels(len(texts))

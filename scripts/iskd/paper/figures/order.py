@@ -4,7 +4,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from iskd.errors import UserError
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.figures.canvas import (
+    MOST_PANELS,
     columns_for,
     few_ticks,
     finish,
@@ -15,10 +17,9 @@ from iskd.paper.figures.canvas import (
     teacher_rows,
     whole_ticks,
 )
-from iskd.paper.metrics import HELDOUT, TEACHER_ARM
-from iskd.paper.style import arm_styles, paper_style
+from iskd.paper.metrics import HELDOUT
+from iskd.paper.style import arm_styles, in_arm_order, paper_style
 
-MOST_PANELS = 6
 _PANEL_ROOM = 0.16
 
 
@@ -70,10 +71,8 @@ def order_figure(metrics: pd.DataFrame, teacher: str) -> tuple[Figure, pd.DataFr
         .reset_index()
     )
     styles = arm_styles(frame["arm"])
-    order = list(styles)
-    frame = frame.assign(rank=frame["arm"].map(order.index)).sort_values(["rank", "step"])
-    frame = frame.drop(columns="rank").reset_index(drop=True)
-    arms = order[:MOST_PANELS]
+    arms = list(styles)[:MOST_PANELS]
+    frame = in_arm_order(frame[frame["arm"].isin(arms)], "arm", "step")
     low, high = min(float(frame["low"].min()), 0.0), max(float(frame["high"].max()), 0.0)
     room = _PANEL_ROOM * (high - low or 1.0)
     with paper_style():

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iskd.errors import UserError
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.figures.canvas import (
     PALE,
     TEACHER_MARKER,
@@ -21,8 +22,8 @@ from iskd.paper.figures.canvas import (
     set_title,
     teacher_rows,
 )
-from iskd.paper.metrics import HELDOUT, TEACHER_ARM, aggregate
-from iskd.paper.style import REFERENCE_COLOUR, ArmStyle, arm_styles, paper_style
+from iskd.paper.metrics import HELDOUT, aggregate
+from iskd.paper.style import REFERENCE_COLOUR, ArmStyle, arm_styles, in_arm_order, paper_style
 
 PARAMETERS, DECODE, MEMORY = "parameters", "decode", "memory"
 _AXES = {
@@ -81,10 +82,8 @@ def pareto_figure(
     styles = arm_styles(frame["arm"])
     if TEACHER_ARM in styles:
         styles[TEACHER_ARM] = ArmStyle("Teacher", REFERENCE_COLOUR, TEACHER_MARKER)
-    ranks = {arm: i for i, arm in enumerate(styles)}
-    frame = frame.assign(
-        rank=frame["arm"].map(ranks), place=frame["axis"].map(list(_AXES).index)
-    ).sort_values(["place", "rank", "step"], ignore_index=True)
+    frame = frame.assign(place=frame["axis"].map(list(_AXES).index))
+    frame = in_arm_order(frame, "place", "arm", "step")
     columns = ["axis", "arm", "step", "x", "x_low", "x_high", "score", "low", "high"]
     frame = frame[[*columns, "spread_of", "on_front"]].astype({"step": "Int64"})
     with paper_style():

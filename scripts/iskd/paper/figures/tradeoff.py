@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from iskd.errors import UserError
+from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.figures.canvas import (
+    MOST_PANELS,
     PALE,
     columns_for,
     draw_bars,
@@ -26,12 +28,18 @@ from iskd.paper.figures.canvas import (
     set_title,
     teacher_rows,
 )
-from iskd.paper.metrics import TEACHER_ARM, aggregate, check_chance, headline_panels, measure
-from iskd.paper.style import REFERENCE_COLOUR, ArmStyle, arm_styles, paper_style, task_title
+from iskd.paper.metrics import aggregate, check_chance, headline_panels, measure
+from iskd.paper.style import (
+    REFERENCE_COLOUR,
+    ArmStyle,
+    arm_styles,
+    in_arm_order,
+    paper_style,
+    task_title,
+)
 
 CHANCE = "chance"
 CLAIMED = "claimed (paper)"
-MOST_PANELS = 6
 
 _CHANCE_STYLE = reference_style("Chance", (1, 2))
 _CLAIMED_STYLE = ArmStyle("Claimed (paper)", REFERENCE_COLOUR, "*", marker_size=8)
@@ -91,7 +99,6 @@ def _plotted_numbers(
     claims: Sequence[Mapping[str, Any]],
 ) -> pd.DataFrame:
     table = aggregate(metrics)
-    order = list(arm_styles(table["arm"]))
     parts = []
     for task, metric in panels:
         how = measure(metric)
@@ -113,8 +120,7 @@ def _plotted_numbers(
                 "seeds": rows["seeds"].astype("Int64"),
             }
         )
-        rank = part["arm"].map(order.index)
-        parts.append(part.assign(rank=rank).sort_values(["rank", "step"]).drop(columns="rank"))
+        parts.append(in_arm_order(part, "arm", "step"))
         own = float(part.loc[part["arm"] == TEACHER_ARM, "score"].iloc[0])
         levels: list[dict[str, Any]] = [
             {

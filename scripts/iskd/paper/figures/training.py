@@ -18,7 +18,7 @@ from iskd.paper.figures.canvas import (
     new_figure,
     plain,
 )
-from iskd.paper.style import TEXT_WIDTH, ArmStyle, arm_styles, paper_style
+from iskd.paper.style import TEXT_WIDTH, ArmStyle, arm_styles, in_arm_order, paper_style
 
 TRAINING = "joint"
 """The phase in which a whole model is trained; what is fitted before it has losses of its own."""
@@ -93,10 +93,7 @@ def training_figure(
         .reset_index()
     )
     styles = arm_styles(frame["arm"])
-    order = list(styles)
-    frame = frame.assign(rank=frame["arm"].map(order.index))
-    frame = frame.sort_values(["rank", "step", "tokens"]).drop(columns="rank")
-    frame = frame.reset_index(drop=True)
+    frame = in_arm_order(frame, "arm", "step", "tokens")
     scale, unit = _scale(float(frame["tokens"].max()))
     with paper_style():
         figure = new_figure(TEXT_WIDTH, _HEIGHT)
