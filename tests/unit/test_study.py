@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from iskd.config import StudyPlan, load_study
 from iskd.config.best import BEST
-from iskd.config.study import ModelId
+from iskd.config.study_models import ModelId
 from tests.unit.test_config import LEAVE_OUT, TINY, TOY, changed
 
 NAME = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,12}", fullmatch=True)

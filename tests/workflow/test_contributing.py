@@ -249,16 +249,13 @@ def test_a_baseline(done: Follower) -> None:
     done.edit(schema, "class TeacherTunedArm", NEW_ARM + "class TeacherTunedArm")
     done.edit(schema, "| LayerDropArm |", "| LayerDropArm | RandomDropArm |")
     done.python("-m", "iskd.config")
-    study = "scripts/iskd/config/study.py"
-    done.edit(
-        study,
-        "    PretrainedHere,\n    Replacing,",
-        "    PretrainedHere,\n    RandomDropArm,\n    Replacing,",
-    )
+    models, asked = (f"scripts/iskd/config/study_{name}.py" for name in ("models", "training"))
+    for file, after in ((models, "    Study,\n"), (asked, "    Replacing,\n")):
+        done.edit(file, after, f"    RandomDropArm,\n{after}")
     done.after(
-        study, '    LayerDropArm: "drop_layers",\n', '    RandomDropArm: "drop_at_random",\n'
+        models, '    LayerDropArm: "drop_layers",\n', '    RandomDropArm: "drop_at_random",\n'
     )
-    done.edit(study, "        if isinstance(arm, LayerDropArm):\n", NEW_CASE)
+    done.edit(asked, "        if isinstance(arm, LayerDropArm):\n", NEW_CASE)
     done.after(
         "tests/config/arms.yaml",
         "arms:\n",

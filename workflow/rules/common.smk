@@ -33,7 +33,8 @@ from iskd.config.schema import (
     Replacing,
     ToyCorpus,
 )
-from iskd.config.study import HELDOUT, ModelId
+from iskd.config.study import HELDOUT
+from iskd.config.study_models import ModelId
 from iskd.errors import UserError
 from iskd.locks import read_holder, take_lock
 from iskd.progress import StudyProgress, closing_words
