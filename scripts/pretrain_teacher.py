@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     from iskd.data.corpus import load_blocks
     from iskd.models.folder import load_tokenizer, save_model
-    from iskd.training.loop import write_history
+    from iskd.training.curve import write_history
     from iskd.training.pretrain import pretrain
 
     tokenizer = load_tokenizer(job.folder("tokenizer"))

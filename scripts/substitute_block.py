@@ -13,7 +13,7 @@ with run_rule(snakemake) as job:
     from iskd.models.folder import load_config, load_model, load_tokenizer, save_model
     from iskd.models.planning import new_block_sizes
     from iskd.provenance.artifact import canonical_json
-    from iskd.training.loop import write_history
+    from iskd.training.curve import write_history
     from iskd.training.steps import substitute_block
 
     done = substitute_block(

@@ -14,10 +14,12 @@ from iskd.errors import UserError
 from iskd.models import CompactSizes, replace_block
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.training import loop
+from iskd.training.curve import joined, write_history
 from iskd.training.flops import count_flops
-from iskd.training.loop import TokenBlocks, fine_tune, joined, write_history
+from iskd.training.loop import fine_tune
 from iskd.training.objectives import Mixture
 from iskd.training.optimizer import published_groups
+from iskd.training.trainer import TokenBlocks
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
 FAMILIES = ["gpt2", "phi", "llama", "gpt_neox"]

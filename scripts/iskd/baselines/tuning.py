@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from iskd.data.corpus import load_blocks, step_sequences
 from iskd.models.folder import load_model, load_tokenizer, save_model
-from iskd.training.loop import fine_tune, write_history
+from iskd.training.curve import write_history
+from iskd.training.loop import fine_tune
 from iskd.training.state import WorkFolder
 from iskd.training.steps import objective_of, without_validation
 

@@ -103,7 +103,7 @@ class Mixture:
         if target is not None:
             terms.append(spec["kl"] * _divergence(logits, target, spec["temperature"]))
         if spec["hidden"]:
-            # One process of several may hold a sequence that is not its own: see training/loop.py.
+            # One of several processes may hold a sequence that is not its own: see trainer.py.
             counted = int(batch["counted"]) if "counted" in batch else len(ids)
             gaps = [_gap(own, other, counted) for own, other in zip(found, wanted, strict=True)]
             terms.append(spec["hidden"] * torch.stack(gaps).mean())

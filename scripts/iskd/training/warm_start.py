@@ -14,8 +14,9 @@ from transformers.cache_utils import Cache
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import BlockCall, block_calls, first_tensor
+from iskd.training.curve import REPORTS, check_finite
 from iskd.training.flops import count_flops
-from iskd.training.loop import REPORTS, check_finite, check_length, make_deterministic
+from iskd.training.loop import check_length, make_deterministic
 from iskd.training.optimizer import make_optimizer, parameter_groups
 
 log = logging.getLogger("iskd.training")

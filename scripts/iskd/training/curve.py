@@ -1,0 +1,163 @@
+"""A training's curve: what it reports, how far it is, and how the curves of phases are joined."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from iskd.errors import UserError
+from iskd.progress import bar
+from iskd.training.processes import world
+
+log = logging.getLogger("iskd.training")
+
+# How many times a run reports to its log and its history: enough for a curve, few enough to read.
+REPORTS = 50
+
+LOWER_RATE = "the training has diverged, lower its learning_rate"
+
+# Called before each optimiser step with its number (from 0) and the number of steps. What it gives
+# says which variant of the model the step runs: FLOPs are counted once for each.
+OnStep = Callable[[int, int], Hashable]
+
+
+class Reporter(TrainerCallback):
+    """Write the training curve, and say in the log how far the run is and what is left."""
+
+    def __init__(
+        self,
+        blocks: torch.Tensor,
+        batch: int,
+        *,
+        count: Callable[[], int],
+        on_step: OnStep | None,
+    ) -> None:
+        self.history: list[dict[str, Any]] = []
+        self.sequences, self.length = blocks.shape
+        self.batch = batch
+        self.count = count
+        self.on_step = on_step
+        self.flops = 0
+        # Since the last report. The Trainer's own sum is lost when a run is resumed.
+        self.losses: list[torch.Tensor] = []
+        self.resumed = 0
+        self.per_sequence: dict[Hashable, int] = {}
+        self.started = time.monotonic()
+        self.bar: tqdm[NoReturn] | None = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the model ready for the step, and add up what the step costs."""
+        del args, control, kwargs
+        step = state.global_step
+        variant = self.on_step(step, state.max_steps) if self.on_step else None
+        if variant not in self.per_sequence:
+            self.per_sequence[variant] = self.count()
+        self.flops += self.per_sequence[variant] * self.batch_of(step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the last step reported whatever its number: its totals are the run's."""
+        del args, kwargs
+        if self.bar is None and world().first:
+            self.bar = bar(state.max_steps, "training", done=state.global_step - 1)
+        if self.bar is not None:
+            self.bar.update()
+        if state.global_step == state.max_steps:
+            control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take over one report of the Trainer."""
+        del args, control, kwargs
+        if not logs or "loss" not in logs:
+            return
+        done = state.global_step
+        loss = sum(loss.item() for loss in self.losses) / len(self.losses)
+        self.losses.clear()
+        check_finite(loss, done, state.max_steps)
+        here = time.monotonic() - self.started
+        left = here / max(1, done - self.resumed) * (state.max_steps - done)
+        self.history.append(
+            {
+                "phase": "joint",
+                "step": done,
+                "tokens": self.seen(done) * self.length,
+                "loss": loss,
+                "learning_rate": float(logs["learning_rate"]),
+                "flops": self.flops,
+            }
+        )
+        log.info("step %d of %d, loss %.4f, about %.0f s left", done, state.max_steps, loss, left)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take the bar away."""
+        del args, kwargs
+        if self.bar is not None:
+            self.bar.close()
+
+    def curve(self) -> dict[str, Any]:
+        """Give what a resumed run needs to end with the same curve."""
+        losses = [loss.item() for loss in self.losses]
+        return {"history": self.history, "flops": self.flops, "losses": losses}
+
+    def carry_on(self, curve: dict[str, Any], step: int) -> None:
+        """Take over the curve of the run that is resumed after a step."""
+        self.history[:] = curve["history"]
+        self.flops = curve["flops"]
+        self.losses[:] = [torch.tensor(loss) for loss in curve["losses"]]
+        self.resumed = step
+
+    def seen(self, steps: int) -> int:
+        """Count the sequences of so many steps; an epoch's last batch may be a short one."""
+        epochs, batches = divmod(steps, -(-self.sequences // self.batch))
+        return epochs * self.sequences + batches * self.batch
+
+    def batch_of(self, step: int) -> int:
+        """Count the sequences of one step's batch, all processes together."""
+        return self.seen(step + 1) - self.seen(step)
+
+
+def check_finite(loss: float, step: int, steps: int) -> None:
+    """Check that a run has not diverged.
+
+    Raises:
+        UserError: its loss is infinite or no number.
+    """
+    if not math.isfinite(loss):
+        raise UserError(f"step {step} of {steps}: the loss is {loss}, no number; {LOWER_RATE}")
+
+
+def joined(*histories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Chain the training curves of a run's phases: steps, tokens and FLOPs go on counting.
+
+    The last row of each holds its totals; an empty one stands for a phase that was left out.
+    """
+    totals = {"step": 0, "tokens": 0, "flops": 0}
+    rows: list[dict[str, Any]] = []
+    for history in histories:
+        rows += [{**row, **{key: row[key] + totals[key] for key in totals}} for row in history]
+        totals = {key: rows[-1][key] for key in totals} if rows else totals
+    return rows
+
+
+def write_history(history: list[dict[str, Any]], path: Path) -> None:
+    """Write a training curve as JSON lines."""
+    with path.open("w", encoding="utf-8", newline="\n") as stream:
+        for row in history:
+            stream.write(json.dumps(row, sort_keys=True) + "\n")
