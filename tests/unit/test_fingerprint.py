@@ -131,8 +131,8 @@ SEMANTIC: dict[str, tuple[str, str, str, str]] = {
     "a default": (
         "evaluate",
         "iskd/evaluation/harness.py",
-        "limit: int | None = None",
-        "limit: int | None = 5",
+        "fewshot: int = 0",
+        "fewshot: int = 5",
     ),
 }
 

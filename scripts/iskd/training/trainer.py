@@ -1,4 +1,4 @@
-"""transformers' Trainer with one of our objectives, whose batches several processes may share."""
+"""The Trainer of transformers with one of our objectives; several processes may share its batches."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
