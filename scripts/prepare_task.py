@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.data.cloze import cloze_rows
-    from iskd.data.rows import read_any_rows, read_rows, sample_rows, write_rows
+    from iskd.data.row_kinds import read_rows
+    from iskd.data.rows import read_any_rows, sample_rows, write_rows
     from iskd.data.texts import read_texts
 
     spec = job.params["spec"]

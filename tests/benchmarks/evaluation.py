@@ -21,7 +21,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTraine
 
 from iskd.data.cloze import cloze_rows
 from iskd.data.corpus import train_tokenizer
-from iskd.data.rows import Row, read_rows
+from iskd.data.row_kinds import read_rows
+from iskd.data.rows import Row
 from iskd.data.texts import read_texts
 from iskd.data.toyworld import make_toyworld
 from iskd.evaluation.kinds import KINDS

@@ -17,7 +17,8 @@ from iskd.data.cloze import (
     same_word,
     split_sentences,
 )
-from iskd.data.rows import read_rows, write_rows
+from iskd.data.row_kinds import read_rows
+from iskd.data.rows import write_rows
 from iskd.data.sources import sources
 from iskd.errors import UserError
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iskd.data.rows import read_rows, sample_indices, sample_rows, write_rows
+from iskd.data.row_kinds import read_rows
+from iskd.data.rows import sample_indices, sample_rows, write_rows
 from iskd.errors import UserError
 from iskd.evaluation.kinds import KINDS
 

@@ -22,7 +22,8 @@ from iskd.config import StudyPlan, check_data_files, complete, load_study
 from iskd.config.schema import IskdArm, Replacing, Study
 from iskd.data.cloze import cloze_rows
 from iskd.data.corpus import story_blocks, train_tokenizer
-from iskd.data.rows import read_any_rows, read_rows, sample_rows, write_rows
+from iskd.data.row_kinds import read_rows
+from iskd.data.rows import read_any_rows, sample_rows, write_rows
 from iskd.data.texts import draw_texts, read_texts, split_texts, stream_texts, write_texts
 from iskd.errors import UserError
 from iskd.evaluation.overlap import measure_overlap, overlap_metrics

@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from iskd.config import schema
 from iskd.config.checks import Checks
 from iskd.config.schema import FileCorpus, FileTask, FileText, FolderTeacher, Study
-from iskd.data.rows import read_any_rows, read_rows
+from iskd.data.row_kinds import read_rows
+from iskd.data.rows import read_any_rows
 from iskd.data.texts import read_texts
 from iskd.errors import UserError
 from iskd.evaluation.kinds import KINDS

@@ -1,14 +1,14 @@
-"""Rows of the tasks: read and checked, sampled with a seed, written as JSON lines.
+"""Rows of the tasks: read, sampled with a seed, written as JSON lines.
 
 Whatever the source of a task's rows (made here, a user's file, the hub), the workflow first turns
-them into one local JSONL file in the hub's own schema; everything downstream reads that file
-through :func:`read_rows`. Nothing but the standard library is imported, so that a config can be
-checked at parse time.
+them into one local JSONL file in the hub's own schema. What a row of a kind must have stands in
+:mod:`iskd.data.row_kinds`: who only writes or draws rows is not made again for a new kind. Nothing
+but the standard library is imported, so that a config can be checked at parse time.
 """
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,93 +18,6 @@ Row = dict[str, Any]
 
 BLANK = "XXXXX"
 """What stands for the removed word in a question of the Children's Book Test."""
-
-CBT_FIELDS = ("sentences", "question", "answer", "options")
-"""Fields of cam-cst/cbt that are read here."""
-
-HELLASWAG_FIELDS = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
-"""Fields of Rowan/hellaswag that lm-eval's own task reads."""
-
-HELLASWAG_ENDINGS = 4
-
-
-def _check_text(row: Row, field: str) -> str | None:
-    return None if isinstance(row[field], str) else "must be a string"
-
-
-def _check_texts(row: Row, field: str, at_least: int) -> str | None:
-    value = row[field]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        return "must be a list of strings"
-    if len(value) < at_least:
-        return f"has {len(value)} entries, at least {at_least} are needed"
-    return None
-
-
-def _check_cbt(row: Row) -> tuple[str, str] | None:
-    """Return the offending field and what is wrong with it, or None for a good row."""
-    for field, wrong in (
-        ("sentences", _check_texts(row, "sentences", at_least=1)),
-        ("question", _check_text(row, "question")),
-        ("answer", _check_text(row, "answer")),
-        ("options", _check_texts(row, "options", at_least=2)),
-    ):
-        if wrong:
-            return field, wrong
-    if BLANK not in row["question"]:
-        return "question", f"has no {BLANK}: put it where the removed word stood"
-    if row["answer"] not in row["options"]:
-        return "answer", "is not among the options: it must be spelled as one of them"
-    return None
-
-
-def _check_hellaswag(row: Row) -> tuple[str, str] | None:
-    """Return the offending field and what is wrong with it, or None for a good row."""
-    for field in ("activity_label", "ctx_a", "ctx_b"):
-        if wrong := _check_text(row, field):
-            return field, wrong
-    if wrong := _check_texts(row, "endings", at_least=HELLASWAG_ENDINGS):
-        return "endings", wrong
-    if not all(ending.strip() for ending in row["endings"]):
-        return "endings", "holds an empty text: every ending needs words to score"
-    if wrong := _check_label(row["label"], len(row["endings"]) - 1):
-        return "label", wrong
-    return None
-
-
-def _check_label(label: object, last: int) -> str | None:
-    # A bool is an int to Python; the hub keeps the label as a string, other exports as an int.
-    if isinstance(label, bool) or not isinstance(label, int | str):
-        return f"must be a whole number from 0 to {last}, or that number as a string"
-    if label == "":
-        return "is empty, as in the hub's test split: use the validation split"
-    if str(label) not in {str(index) for index in range(last + 1)}:
-        return f"is {str(label)[:20]!r}, out of range: it must lie between 0 and {last}"
-    return None
-
-
-def is_continuation(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row is one of HellaSwag, whatever its task calls it."""
-    endings = row.get("endings")
-    return (
-        isinstance(endings, list)
-        and all(isinstance(text, str) for text in (row.get("ctx_a"), row.get("ctx_b"), *endings))
-        and _check_label(row.get("label"), len(endings) - 1) is None
-    )
-
-
-_Check = Callable[[Row], tuple[str, str] | None]
-_SCHEMAS: dict[str, tuple[tuple[str, ...], _Check]] = {
-    "cbt_question": (CBT_FIELDS, _check_cbt),
-    "cbt_context": (CBT_FIELDS, _check_cbt),
-    "hellaswag": (HELLASWAG_FIELDS, _check_hellaswag),
-}
-
-
-def _schema(kind: str) -> tuple[tuple[str, ...], _Check]:
-    if kind not in _SCHEMAS:
-        raise UserError(f"task kind {kind!r} is not known: use one of {', '.join(_SCHEMAS)}")
-    return _SCHEMAS[kind]
 
 
 def _parse(raw: bytes, where: str) -> Row:
@@ -129,49 +42,27 @@ def _parse(raw: bytes, where: str) -> Row:
     return row
 
 
-def read_rows(path: Path, kind: str) -> list[Row]:
-    """Read the rows of a task from a JSONL file and check every one.
-
-    Empty lines are passed over. Fields beyond those of the kind are kept as they are.
+def read_any_rows(path: Path) -> list[Row]:
+    """Read rows from a JSONL file, whatever their fields are; at least one.
 
     Args:
-        path: One JSON object per line, UTF-8, in the schema of the task's data set on the hub.
-        kind: Name of a task kind ("cbt_question", "cbt_context", "hellaswag").
+        path: One JSON object per line, UTF-8. Empty lines are passed over.
 
     Returns:
-        The rows in the file's order; at least one.
-
-    Raises:
-        UserError: The kind is unknown, the file cannot be read or holds no row, or a row is
-            broken. The message names the file, the line and the field.
-    """
-    fields, check = _schema(kind)
-    rows = []
-    for number, row in _parsed(path):
-        where = f"{path}, line {number}"
-        for field in fields:
-            if field not in row:
-                raise UserError(
-                    f"{where}: field '{field}' is missing: a row of kind {kind} "
-                    f"needs {', '.join(fields)}"
-                )
-        if problem := check(row):
-            raise UserError(f"{where}: field '{problem[0]}' {problem[1]}")
-        rows.append(row)
-    return rows
-
-
-def read_any_rows(path: Path) -> list[Row]:
-    """Read rows whose fields only lm-eval's task knows; otherwise as :func:`read_rows`.
+        The rows in the file's order.
 
     Raises:
         UserError: The file cannot be read or holds no row, or a line is no JSON object.
     """
-    return [row for _, row in _parsed(path)]
+    return [row for _, row in numbered_rows(path)]
 
 
-def _parsed(path: Path) -> list[tuple[int, Row]]:
-    """Parse the lines that are not empty, each with its number; at least one."""
+def numbered_rows(path: Path) -> list[tuple[int, Row]]:
+    """Read rows as :func:`read_any_rows` does, each with the number of its line.
+
+    Raises:
+        UserError: Likewise.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

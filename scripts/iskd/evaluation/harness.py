@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iskd.data.rows import Row, read_any_rows, read_rows
+from iskd.data.row_kinds import read_rows
+from iskd.data.rows import Row, read_any_rows
 from iskd.data.sources import sources
 from iskd.errors import UserError
 from iskd.evaluation.catalogue import MEAN, LmTask, find_task
@@ -75,7 +76,7 @@ def evaluate_task(
         tokenizer: Its tokenizer, with a BOS or EOS token (it stands before a text that has no
             context); left as it is.
         kind: A key of KINDS.
-        rows_path: JSONL file that :func:`iskd.data.rows.read_rows` accepts.
+        rows_path: JSONL file that :func:`iskd.data.row_kinds.read_rows` accepts.
         batch_size: Texts per forward pass.
         seed: Seed of lm-eval's own draws.
         work: Where answers are kept, if the evaluation is to survive being killed: it goes on from

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from iskd.data.rows import CBT_FIELDS, HELLASWAG_FIELDS
+from iskd.data.row_kinds import CBT_FIELDS, HELLASWAG_FIELDS
 
 Rule = Literal["sum", "token_mean", "char_mean"]
 """What the log-likelihood of an option is divided by before the highest wins: nothing, the number

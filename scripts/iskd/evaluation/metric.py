@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A mean over n items.
+    """A number found on n items: mostly their mean, else what its name says (a median, a count).
 
     Attributes:
-        value: The mean.
-        stderr: Standard error of the mean; None where fewer than two items leave it undefined.
-        n: Number of items.
+        value: The number.
+        stderr: Its standard error; None where it is undefined (fewer than two items) or unknown.
+        n: Number of items, or of what else was counted: repeats, jobs, n-grams.
         low: Lower end of the 95 % interval, where one was worked out.
         high: Upper end of it.
         clusters: Number of sources that the items come from, where they are known.

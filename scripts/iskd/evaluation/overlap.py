@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from iskd.data.rows import BLANK, is_continuation
+from iskd.data.row_kinds import is_continuation
+from iskd.data.rows import BLANK
 from iskd.data.sources import is_cloze, sources
 from iskd.evaluation import statistics
 from iskd.evaluation.metric import Metric, metric_of

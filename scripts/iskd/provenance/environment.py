@@ -59,7 +59,7 @@ def tree_digest(checkout: Path = CHECKOUT) -> str:
     """Give the sha256 over the names and bytes of all code: library, scripts, workflow, lock.
 
     A rule's own digest (``iskd.provenance.fingerprint``) decides on reruns and is blind to
-    comments; this one tells any two checkouts apart.
+    comments; this one tells apart any two checkouts whose code differs, be it in a comment.
     """
     digest = hashlib.sha256()
     for name in code_files(checkout):

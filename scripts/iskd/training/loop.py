@@ -80,9 +80,9 @@ def fine_tune(
 
     Returns:
         the training curve, its last row at the last step: optimiser step, tokens seen, loss (mean
-        since the row before), low learning rate, and FLOPs so far (forward and backward, the
-        teacher's included; counted on one sequence of a throw-away pass, which they are
-        proportional to)
+        since the row before), low learning rate (the high one where all is new), and FLOPs so far
+        (forward and backward, the teacher's included; counted on one sequence of a throw-away
+        pass, which they are proportional to)
 
     Raises:
         UserError: the sequences are longer than the model takes, the training diverges, or it does

@@ -1,4 +1,4 @@
-"""The Trainer of transformers with one of our objectives; several processes may share its batches."""
+"""The Trainer of transformers with one of our objectives; processes may share its batches."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
