@@ -21,13 +21,13 @@ from typing import Any
 
 from iskd.errors import UserError
 from iskd.provenance.artifact import canonical_json, write_text
+from iskd.provenance.fingerprint import SCRIPTS
 from iskd.training.state import STOP_SIGNALS, Interrupted, StopRequest
 
 ASSIGNMENT = "assignment.json"
 ALIVE = "alive"
 """A pipe that the job holds open. Who waits for something to read from it wakes when it dies."""
 
-SCRIPTS = Path(__file__).resolve().parents[1]
 # How often a job looks after its processes, in seconds.
 _LOOK = 0.2
 

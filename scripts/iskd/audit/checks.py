@@ -11,8 +11,8 @@ from iskd.audit.export import is_exported
 from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import CRATE, LOCKS, SIGNATURE, WEIGHTS, Found, StudyFolder
 from iskd.audit.planned import Planned
-from iskd.launch import SCRIPTS
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, input_names
+from iskd.provenance.fingerprint import SCRIPTS
 from iskd.provenance.statement import Produced
 from iskd.provenance.tensors import TensorsError, tensors_digest
 

@@ -22,8 +22,9 @@ from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import WEIGHTS, Found, StudyFolder
 from iskd.audit.planned import Planned
 from iskd.audit.rule_kinds import FROM_ITEMS, FROM_NUMBERS
-from iskd.launch import SCRIPTS, Assignment
+from iskd.launch import Assignment
 from iskd.provenance.artifact import file_digest
+from iskd.provenance.fingerprint import SCRIPTS
 from iskd.provenance.statement import Statement
 from iskd.provenance.tensors import count_parameters
 

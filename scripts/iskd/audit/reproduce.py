@@ -23,10 +23,9 @@ from iskd.audit.code import UnavailableError, check_out, copy_code
 from iskd.audit.compare import Distance, compare_files
 from iskd.audit.folder import Found, StudyFolder, recorded_config
 from iskd.errors import UserError
-from iskd.launch import SCRIPTS
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
 from iskd.provenance.environment import LOCK, environment, tree_digest, versions
-from iskd.provenance.fingerprint import code_fingerprint
+from iskd.provenance.fingerprint import SCRIPTS, code_fingerprint
 from iskd.provenance.ledger import PREFIX, STATE_SECONDS
 from iskd.provenance.statement import LOCK_FILE, STATEMENT_TYPE, Statement, canonical_json
 

@@ -46,14 +46,13 @@ def tune(
     """
     blocks, _ = without_validation(blocks, spec)
     objective = spec.get("objective", {"next_token": 1.0, "kl": 0.0, "hidden": 0.0})
-    listened = teacher() if objective["kl"] or objective["hidden"] else None
     return fine_tune(
         model,
         step_sequences(blocks, spec["training"]["sequences"], seed=seed, first=1, last=step),
         spec["training"],
         seed=seed,
         new=new,
-        objective=objective_of(objective, listened),
+        objective=objective_of(objective, teacher),
         work=work,
     )
 

@@ -38,22 +38,23 @@ class Outcome:
 
 
 def objective_of(
-    spec: Mapping[str, Any], teacher: PreTrainedModel | None, *, mask: bool = False
+    spec: Mapping[str, Any], teacher: Callable[[], PreTrainedModel], *, mask: bool = False
 ) -> Objective:
     """Make the loss that an arm's section ``objective`` asks for.
 
     Args:
         spec: the section; ``temperature`` may be left out where there is no ``kl``.
-        teacher: who is listened to, if anybody.
+        teacher: gives the teacher; is asked only where the objective listens to it.
         mask: hand the model a mask of ones, as the published code does.
     """
+    listened = teacher() if spec["kl"] or spec["hidden"] else None
     precision = spec.get("teacher_precision", "float32")
-    if teacher is not None and precision != "float32":
-        teacher.to(getattr(torch, precision))
+    if listened is not None and precision != "float32":
+        listened.to(getattr(torch, precision))
     weights = {key: spec[key] for key in ("next_token", "kl", "hidden")}
     return make_objective(
         {**weights, "temperature": spec.get("temperature", 1.0)},  # type: ignore[typeddict-item]
-        teacher,
+        listened,
         mask=mask,
     )
 
@@ -132,9 +133,7 @@ def substitute_block(
         spec["training"],
         seed=own_seed,
         new=[block],
-        objective=objective_of(
-            spec["objective"], _listened(teacher, spec["objective"]), mask=published
-        ),
+        objective=objective_of(spec["objective"], teacher, mask=published),
         groups=_published_groups(model, index, spec["training"]) if published else None,
         work=work,
     )
@@ -181,7 +180,7 @@ def substitute_at_once(
             phases.append(
                 warm_start(new[index], teacher(), index, part, spec["training"], seed=seed + index)
             )
-    objective = objective_of(spec["objective"], _listened(teacher, spec["objective"]))
+    objective = objective_of(spec["objective"], teacher)
 
     def tune(on_step: Any = None) -> list[dict[str, Any]]:
         return fine_tune(
@@ -204,12 +203,6 @@ def substitute_at_once(
         history = tune()
     facts = {"blocks": indices, "parameters": model.num_parameters()}
     return Outcome(model, joined(*phases, history), facts)
-
-
-def _listened(
-    teacher: Callable[[], PreTrainedModel], objective: Mapping[str, Any]
-) -> PreTrainedModel | None:
-    return teacher() if objective["kl"] or objective["hidden"] else None
 
 
 def _calls(
