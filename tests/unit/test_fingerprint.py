@@ -1,7 +1,10 @@
 """The digest of a rule's code: what changes it, and what does not."""
 
+import ast
 import shutil
+import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,55 @@ def change(path: Path, edit: Callable[[str], str]) -> None:
     after = edit(before)
     assert after != before
     path.write_text(after)
+
+
+VERSIONS = [f"python3.{minor}" for minor in range(11, 16)]
+ASK = """
+import runpy, sys
+found = runpy.run_path(sys.argv[1])["code_fingerprint"]
+print(*(found(rule) for rule in sys.argv[2:]))
+"""
+
+
+def _other_pythons() -> list[str]:
+    """Find other interpreters that start; some are only a name that leads nowhere."""
+    found = [path for name in VERSIONS if (path := shutil.which(name))]
+    return [
+        path
+        for path in found
+        if subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+    ]
+
+
+def test_other_versions_of_python_give_the_same_digests() -> None:
+    rules = ["evaluate", "substitute_block", "figure_loss"]
+    pythons = _other_pythons()
+    if not pythons:
+        pytest.skip(f"none of {', '.join(VERSIONS)} is there")
+    script = SOURCE / "iskd/provenance/fingerprint.py"
+    for python in pythons:
+        done = subprocess.run(
+            [python, "-c", ASK, str(script), *rules], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == [digest(rule) for rule in rules]
+
+
+def test_fields_that_a_later_python_adds_change_nothing(scripts: Path) -> None:
+    before = digest("evaluate")
+    parsed = fingerprint._parsed
+
+    @cache
+    def later(path: Path) -> ast.Module:
+        tree = parsed(path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                node._fields = (*type(node)._fields, "type_params", "further")  # type: ignore[misc]
+                node.type_params, node.further = [], None  # type: ignore[attr-defined]
+        return tree
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprint, "_parsed", later)
+        assert digest("evaluate") == before
 
 
 LOOK_ONLY: dict[str, Callable[[str], str]] = {

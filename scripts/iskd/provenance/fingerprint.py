@@ -38,9 +38,23 @@ def _parsed(path: Path) -> ast.Module:
     return _without_docstrings(ast.parse(path.read_bytes(), filename=path.name))
 
 
+def _written(part: object) -> str:
+    """Write a tree as text, alike in all versions of Python.
+
+    The library's ``ast.dump`` writes empty fields in some versions, and new versions have new ones.
+    """
+    if isinstance(part, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(part) if value not in (None, []))
+        inner = ",".join(f"{name}={_written(value)}" for name, value in fields)
+        return f"{type(part).__name__}({inner})"
+    if isinstance(part, list):
+        return f"[{','.join(map(_written, part))}]"
+    return repr(part)
+
+
 @cache
 def _file_digest(path: Path) -> str:
-    content = ast.dump(_parsed(path)).encode() if path.suffix == ".py" else path.read_bytes()
+    content = _written(_parsed(path)).encode() if path.suffix == ".py" else path.read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
