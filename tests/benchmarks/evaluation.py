@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 16
 ROWS = {"6 million parameters": 40, "GPT-2 small": 2}
-SHORT = 3
-"""How many times as many rows of the form without context, where a row takes milliseconds."""
+QUESTIONS = {"6 million parameters": 120, "GPT-2 small": 12}
+"""Rows of the form without context, where a row takes milliseconds."""
 SHAPES: dict[str, dict[str, int]] = {
     "6 million parameters": {"n_layer": 6, "n_embd": 256, "n_head": 8, "vocab_size": 6000},
     "GPT-2 small": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257},
@@ -70,26 +70,27 @@ def main() -> None:
         torch.manual_seed(1)
         model = GPT2LMHeadModel(GPT2Config(n_positions=1024, **sizes)).eval()
         for kind, asked in rows.items():
-            number = ROWS[shape] * (SHORT if kind == "cbt_question" else 1)
+            number = (QUESTIONS if kind == "cbt_question" else ROWS)[shape]
             told = compare(model, tokenizer, kind, asked[:number], rounds)
             print(f"| {shape} | {kind} | {told} |", flush=True)
 
 
 def material() -> tuple[list[str], dict[str, list[Row]]]:
     """Give stories and rows: real ones where ``ISKD_REAL_DATA`` names them, else our own."""
+    most = max(*ROWS.values(), *QUESTIONS.values())
     folder = os.environ.get("ISKD_REAL_DATA")
     if folder is None:
         world = make_toyworld(
             seed=1,
             stories=400,
-            heldout_stories=SHORT * 60,
-            cloze_rows=SHORT * 60,
-            continuation_rows=60,
+            heldout_stories=most,
+            cloze_rows=most,
+            continuation_rows=most,
         )
         cbt, hellaswag, texts = list(world.cbt), list(world.hellaswag), list(world.train)
     else:
         texts = read_texts(Path(folder, "tinystories.jsonl"))
-        cbt = cloze_rows(texts, SHORT * 60, 1)
+        cbt = cloze_rows(texts, most, 1)
         hellaswag = read_rows(Path(folder, "hellaswag_validation.jsonl"), "hellaswag")
     return texts, {"cbt_question": cbt, "cbt_context": cbt, "hellaswag": hellaswag}
 

@@ -13,6 +13,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -149,7 +150,8 @@ class ScoringLM(HFLM):
         del disable_tqdm  # a bar for each batch would tell nothing; the log says how far it is
         fitted = [self._fit(*request) for request in requests]
         longest = max((len(context) + len(own) for _, context, own in fitted), default=0)
-        if not self._mask and can_share(self.model, longest):
+        packed = not self._mask and can_share(self.model, longest)
+        if packed:
             batches, score = self._packed(fitted)
         else:
             batches = batches_of(fitted, self.batch_size)
@@ -160,7 +162,8 @@ class ScoringLM(HFLM):
                 return [list(answer) for answer in scored(asked, True, override_bs)]
 
         tokens = json.dumps([[context, continuation] for _, context, continuation in fitted])
-        answers = self._scoring(batches, score, tokens.encode())
+        with fused_gelu(self.model) if packed else nullcontext():
+            answers = self._scoring(batches, score, tokens.encode())
         places = [index for batch in batches for index in batch]
         by_request = dict(zip(places, answers, strict=True))
         return [
@@ -192,8 +195,7 @@ class ScoringLM(HFLM):
 
         def score(batch: list[int]) -> list[list[Any]]:
             asked = [packed[group] for group in plan[tuple(batch)]]
-            with fused_gelu(self.model):
-                found = shared_prefix.score(self.model, asked)
+            found = shared_prefix.score(self.model, asked)
             return [list(answer) for answers in found for answer in answers]
 
         return [list(places) for places in plan], score
