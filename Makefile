@@ -18,7 +18,7 @@ demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedde
 test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smallest study
 	$(PYTEST) $(LONG:%=--ignore=%)
 
-test-study: $(STAMP)  ## the embedded study without any network; all arms; several processes; a model of one's own; CONTRIBUTING's lists
+test-study: $(STAMP)  ## the embedded study without any network; all arms; several processes; a model of one's own; a module; CONTRIBUTING's lists
 	$(PYTEST) tests/integration $(LONG)
 
 test-audit: $(STAMP)  ## faults injected into a finished study, each found; signatures, exports, reproduction

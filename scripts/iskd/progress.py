@@ -191,7 +191,7 @@ def closing_words(results: Path) -> str:
     lines = [
         "",
         f"Study {results.name}: {len(figures)} figures, {len(tables)} tables, {len(cards)} "
-        f"smaller models with their cards. Look first at",
+        f"models with their cards. Look first at",
         *(f"  {path}" for path in first[:1]),
         f"  {paper / 'table_main.md'}",
         *(f"  {path.parent}/  (a model, its card is README.md)" for path in _featured(cards)),

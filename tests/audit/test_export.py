@@ -154,6 +154,16 @@ def test_the_crate_describes_every_artifact_in_place(exported: Results) -> None:
                     assert value["@id"] in graph
 
 
+def test_the_study_is_planned_from_the_code_alone(exported: Results) -> None:
+    """The checklist says so, of a study that no commit is known of."""
+    text = (exported / CHECKLIST).read_text(encoding="utf-8")
+    assert "- Commands, from `code/`:" in text
+    assert "  snakemake --cores all\n" in text
+    planned = Clone(exported / CODE).planned("--cores", "all")
+    assert planned["substitute_block"] == 2
+    assert planned["evaluate"] == 10
+
+
 def test_the_code_and_the_config_are_those_that_made_it(exported: Results) -> None:
     run = json.loads((exported / f"paper/{RUN}").read_text(encoding="utf-8"))
     assert tree_digest(exported / CODE) == run["code"]

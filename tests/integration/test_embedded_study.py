@@ -13,8 +13,8 @@ from statistics import fmean
 import pytest
 from safetensors.torch import load_file, save_file
 
-from iskd.provenance.measured import is_measured
 from tests.audit.tampering import Results
+from tests.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table
 from tests.slurm.cluster import what_is_missing

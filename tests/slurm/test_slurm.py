@@ -21,7 +21,7 @@ import psutil
 import pytest
 import yaml
 
-from iskd.provenance.measured import is_measured
+from tests.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import check_numbers
 from tests.workflow.conftest import Clone, make_clone

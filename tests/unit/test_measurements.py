@@ -13,7 +13,7 @@ from iskd.evaluation.measurements import collect_measurements
 from iskd.provenance import energy
 from iskd.provenance.energy import EnergyMeter
 from iskd.provenance.ledger import Ledger, Spent
-from iskd.provenance.measured import is_measured
+from tests.measured import is_measured
 
 TEACHER = {"teacher": "t", "arm": "teacher", "seed": None, "step": 0}
 STEPS = [{"teacher": "t", "arm": "iskd", "seed": 1, "step": step} for step in (1, 2)]

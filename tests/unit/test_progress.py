@@ -149,6 +149,6 @@ def test_the_end_says_where_things_are(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     said = closing_words(tmp_path)
-    assert "2 figures, 1 tables, 2 smaller models" in said
+    assert "2 figures, 1 tables, 2 models" in said
     for path in ("paper/figure_tradeoff_toy.png", "paper/table_main.md", f"{step}/"):
         assert path in said

@@ -79,6 +79,17 @@ def test_a_folder_tells_all(here: Path, compact: dict[str, float], steps: int) -
     assert here.is_dir()
 
 
+@pytest.mark.parametrize(
+    ("order", "steps"), [("measured", 5), ("random", 5), ([1, 2], None), (None, 5)]
+)
+def test_an_order_that_is_no_list_leaves_the_number_of_steps_to_the_reduction(
+    here: Path, order: object, steps: int | None
+) -> None:
+    given = {} if order is None else {"order": order}
+    found = complete(folder(compact={"reduction": 0.3}, **given), "f", no_lock, ask=False)
+    assert found["teachers"]["model"].get("steps") == steps
+
+
 def test_what_is_given_stays() -> None:
     asked = folder(family="gpt2", blocks=4, order=[3, 1], files=["config.json"])
     assert complete(asked, "f", no_lock, ask=False) == asked

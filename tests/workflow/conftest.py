@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from iskd.audit.reproduce import no_network
-from iskd.provenance.measured import is_measured
+from tests.measured import is_measured
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("workflow", "scripts", "config", "envs", "tests/config")

@@ -8,7 +8,7 @@ rule prune_l1:
     output:
         [
             f"<results>/prune_l1/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in [*MODEL_FILES, "removed.json"]
+            for name in [*CHECKPOINT_FILES, "removed.json"]
         ],
         manifest="<results>/prune_l1/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:
@@ -39,7 +39,7 @@ rule drop_layers:
     output:
         [
             f"<results>/drop_layers/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in [*MODEL_FILES, "dropped.json"]
+            for name in [*CHECKPOINT_FILES, "dropped.json"]
         ],
         manifest="<results>/drop_layers/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:
@@ -70,7 +70,7 @@ rule distill_student:
     output:
         [
             f"<results>/distill_student/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in [*MODEL_FILES, "student.json"]
+            for name in [*CHECKPOINT_FILES, "student.json"]
         ],
         manifest="<results>/distill_student/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:
@@ -101,7 +101,7 @@ rule tune_teacher:
     output:
         [
             f"<results>/tune_teacher/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in MODEL_FILES
+            for name in CHECKPOINT_FILES
         ],
         manifest="<results>/tune_teacher/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:

@@ -35,6 +35,7 @@ from iskd.config.schema import (
 )
 from iskd.config.study import HELDOUT
 from iskd.config.study_models import ModelId
+from iskd.devices import visible_gpus
 from iskd.errors import UserError
 from iskd.locks import read_holder, take_lock
 from iskd.progress import StudyProgress, closing_words
@@ -97,6 +98,17 @@ def lock_study():
         sys.exit(1)
 
 
+def take_turns_at_the_gpu():
+    """Run one job at a time on this machine's GPU, unless the caller has said how many.
+
+    Snakemake limits no resource that it was not told of, and two jobs would share a card's memory.
+    Jobs that share a training between GPUs get as many as they ask for.
+    """
+    if workflow.local_exec and "gpu" not in workflow.global_resources and visible_gpus():
+        most = max(teacher.gpus for teacher in STUDY.teachers.values())
+        workflow.register_resource("gpu", most)
+
+
 def tidy_results():
     """Put the results in order before Snakemake looks at them, unless another one is at work."""
     results = results_folder(STUDY.study)
@@ -154,7 +166,7 @@ TEACHER_FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
-MODEL_FILES = [*TEACHER_FILES, "history.jsonl"]
+CHECKPOINT_FILES = [*TEACHER_FILES, "history.jsonl"]
 
 
 wildcard_constraints:

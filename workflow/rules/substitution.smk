@@ -47,7 +47,7 @@ rule substitute_block:
     output:
         [
             f"<results>/substitute_block/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in [*MODEL_FILES, "substitution.json"]
+            for name in [*CHECKPOINT_FILES, "substitution.json"]
         ],
         manifest="<results>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:
@@ -80,7 +80,7 @@ rule substitute_at_once:
     output:
         [
             f"<results>/substitute_at_once/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in [*MODEL_FILES, "substitution.json"]
+            for name in [*CHECKPOINT_FILES, "substitution.json"]
         ],
         manifest="<results>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:

@@ -28,7 +28,7 @@ rule pretrain_teacher:
         unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
         tokenizer="<results>/train_tokenizer/{teacher}/manifest.json",
     output:
-        [f"<results>/pretrain_teacher/{{teacher}}/{name}" for name in MODEL_FILES],
+        [f"<results>/pretrain_teacher/{{teacher}}/{name}" for name in CHECKPOINT_FILES],
         manifest="<results>/pretrain_teacher/{teacher}/manifest.json",
     log:
         "<logs>/pretrain_teacher/{teacher}.log",

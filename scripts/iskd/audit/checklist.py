@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from iskd.audit.folder import METRICS, WEIGHTS, Found, StudyFolder
+from iskd.audit.folder import CODE, CONFIG, METRICS, WEIGHTS, Found, StudyFolder
 from iskd.audit.rule_kinds import DATA, EVALUATIONS, TRAININGS
 from iskd.evaluation.measurements import device_hours
 from iskd.provenance.artifact import MANIFEST
@@ -67,14 +67,22 @@ def _again(folder: StudyFolder, told: list[Found]) -> Iterator[str]:
     unknown = commits.pop(None, 0)
     changed = sum(bool((found.run or {}).get("git", {}).get("modified")) for found in told)
     metrics = folder.artifacts.get(METRICS)
-    clone = "a clone of the workflow at the commit named here" if commits else "the code in `code/`"
-    yield f"- Commands, from {clone}:"
-    yield ""
-    yield "  ```"
-    yield "  make .venv/.installed && . .venv/bin/activate"
-    yield f"  snakemake --cores all --configfile results/{folder.name}/code/config/config.yaml"
-    yield f"  iskd verify results/{folder.name}"
-    yield "  ```"
+    if commits:
+        yield "- Commands, from a clone of the workflow at the commit named here:"
+        commands = [
+            "make .venv/.installed && . .venv/bin/activate",
+            f"snakemake --cores all --configfile results/{folder.name}/{CONFIG}",
+            f"iskd verify results/{folder.name}",
+        ]
+    else:
+        yield f"- Commands, from `{CODE}/`:"
+        commands = [
+            "python3 -m venv .venv && . .venv/bin/activate",
+            f"pip install -r {LOCK_FILE}",
+            "snakemake --cores all",
+            f"PYTHONPATH=scripts python -m iskd.cli verify results/{folder.name}",
+        ]
+    yield from ("", "  ```", *(f"  {command}" for command in commands), "  ```")
     yield ""
     for commit, number in sorted(commits.items()):
         yield f"- Commit {commit}: {number} artifacts"

@@ -1,4 +1,4 @@
-"""What each rule is for, by what its name begins with: the one list that all of the audit reads."""
+"""What each rule is for, by what its name begins with."""
 
 DATA = ("download_", "import_", "make_", "prepare_", "split_", "train_tokenizer")
 """Rules whose artifacts come from outside, are made of nothing, or are cut of those."""

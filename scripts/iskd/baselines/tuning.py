@@ -1,4 +1,4 @@
-"""What every baseline does in the end: train on the tokens of its reference, and save."""
+"""What baselines that replace no block do in the end: train on their reference's tokens, save."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -58,7 +58,7 @@ def tune(
 
 
 def tune_and_save(job: "Job", model: PreTrainedModel, new: Collection[nn.Module] = ()) -> None:
-    """Do what every baseline's script ends in: :func:`tune` a model, save it and its curve.
+    """Do what the scripts of such baselines end in: :func:`tune` a model, save it and its curve.
 
     Args:
         job: the rule's run, with the inputs ``teacher`` and ``train`` and the wildcard ``step``.

@@ -69,7 +69,7 @@ def complete(
             place = _folder(raw, section, file)
             if place is not None:
                 where = f"{file}: teachers.{name}.folder"
-                # Whoever says family, blocks and order has not met a broken config.json yet.
+                # Whoever says family and blocks has not met a broken config.json yet.
                 config_of_folder(place, where)
                 section["files"] = files_of_folder(place, where)
     return filled

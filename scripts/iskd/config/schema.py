@@ -118,7 +118,7 @@ class Training(Fitting):
     sequences: Positive | None = Field(
         None,
         description="Sequences a step trains on, the next ones of the corpus in an order drawn "
-        "from the seed; left out, all of them.",
+        "from the seed, and from its beginning again where it ends; left out, all of them.",
     )
     batch_size: Positive = Field(8, description="Sequences per optimiser step.")
     learning_rate: LearningRates = Field(
@@ -413,8 +413,8 @@ class GivenTeacher(TeacherMethod):
     )
     steps: Positive | None = Field(
         None,
-        description="Substitutions to make; left out, half of the blocks for a reduction of 0.3 "
-        "and in that proportion, or without one as many as the order lists.",
+        description="Substitutions to make; left out, as many as an order that is a list has, "
+        "else half of the blocks for a reduction of 0.3 and in that proportion, all without one.",
     )
 
 

@@ -96,9 +96,11 @@ def _filled(where: str, name: str, section: Mapping[str, Any], find: Find) -> di
         if "blocks" not in found:
             found["blocks"] = _blocks(where, config)
     blocks = found["blocks"]
-    if "order" not in found and type(blocks) is int and blocks >= 1:
-        found["order"] = middle_out(blocks)
-        found.setdefault("steps", _steps(found.get("compact"), blocks))
+    if type(blocks) is int and blocks >= 1:
+        # A list says itself how many blocks go.
+        if not isinstance(section.get("order"), list):
+            found.setdefault("steps", _steps(found.get("compact"), blocks))
+        found.setdefault("order", middle_out(blocks))
     return found
 
 

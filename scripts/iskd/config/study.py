@@ -1,4 +1,4 @@
-"""What a study consists of: its models, their places, and what each job is asked.
+"""What the jobs of a study are asked; those that train, in :mod:`iskd.config.study_training`.
 
 Everything here is known before the run, so the rule graph needs no Snakemake checkpoint. A job's
 parameters hold exactly what its result depends on: Snakemake reruns a job when they change.

@@ -139,8 +139,8 @@ class StudyTrainings(StudyModels):
             that name, the arm's over the teacher's; ``as_published``; ``request``: what the new
             block shall be like, see :meth:`request`; ``initialisation``, and ``calibration`` where
             the start is fitted; ``objective``; ``warm_start``; ``validation``, the sequences that a
-            measured order is measured on; ``planned``, how many blocks go in all, where the sizes
-            follow from a reduction.
+            measured order is measured on; ``planned``, how many blocks are gone at the
+            step that tables report, where the sizes follow from a reduction.
         """
         arm = self.study.arms[model.arm]
         assert isinstance(arm, IskdArm)  # noqa: S101 - the rule makes only these
@@ -156,7 +156,7 @@ class StudyTrainings(StudyModels):
         return self._with_planned_steps(spec, model)
 
     def _with_planned_steps(self, spec: dict[str, Any], model: ModelId) -> dict[str, Any]:
-        """Add how many blocks go in all, where the sizes depend on it."""
+        """Add how many blocks are gone at the headline step, where the sizes depend on it."""
         request = spec["request"]
         if request["reduction"] is not None or request.get("like", {}).get("reduction") is not None:
             spec["planned"] = self.headline(model.teacher)

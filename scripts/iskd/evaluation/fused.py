@@ -1,4 +1,4 @@
-"""GELU in one operation instead of eight, while a model only reads."""
+"""GELU in one operation instead of eight, or in none of its own, while a model only reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,8 @@ from transformers.pytorch_utils import Conv1D
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What widens, and what is computed of its outputs, in the blocks whose GELU is "gelu_new".
-_WIDENED: dict[type[nn.Module], tuple[str, str]] = {
-    GPT2MLP: ("c_fc", "act"),
-    PhiMLP: ("fc1", "activation_fn"),
-}
+# The layer before GELU in the blocks where that is "gelu_new".
+_BEFORE: dict[type[nn.Module], str] = {GPT2MLP: "c_fc", PhiMLP: "fc1"}
 
 
 class _LinearGELU(nn.Module):
@@ -64,9 +61,10 @@ def fused_gelu(model: "PreTrainedModel") -> Iterator[None]:
         for name, module in list(parent.named_children()):
             if type(module) is not NewGELUActivation:
                 continue
-            layer = parent.get_submodule(_WIDENED.get(type(parent), (name, name))[0])
-            if isinstance(layer, nn.Linear | Conv1D) and _is_fusible(layer):
-                replace(parent, _WIDENED[type(parent)][0], _LinearGELU(layer))
+            before = _BEFORE.get(type(parent))
+            layer = getattr(parent, before) if before else None
+            if before and isinstance(layer, nn.Linear | Conv1D) and _is_fusible(layer):
+                replace(parent, before, _LinearGELU(layer))
                 replace(parent, name, nn.Identity())
             else:
                 replace(parent, name, nn.GELU(approximate="tanh"))

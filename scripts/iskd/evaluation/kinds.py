@@ -1,6 +1,6 @@
 """What kinds of tasks there are: a registry that needs no torch and no lm-eval to be read.
 
-The config schema reads it at parse time; :mod:`iskd.evaluation.harness` runs what it names.
+The config's checks read it at parse time; :mod:`iskd.evaluation.harness` runs what it names.
 """
 
 from collections.abc import Mapping

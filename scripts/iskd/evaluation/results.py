@@ -1,4 +1,4 @@
-"""What one evaluation leaves on disk: its numbers, and its answer to every item."""
+"""What one evaluation leaves on disk, numbers and answers, and the names of what it is about."""
 
 import gzip
 import json

@@ -4,10 +4,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from iskd.data.rows import BLANK
 from iskd.data.toyworld.stories import CONTEXT_SENTENCES, Sentence, Story
 from iskd.data.toyworld.world import WORDS, word_class
 
-BLANK = "XXXXX"
 OPTIONS = 10
 ENDINGS_PER_ROW = 4
 
