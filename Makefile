@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs. Both make their own virtual environment.
 
 PYTHON ?= python3
-CORES ?= $(shell nproc)
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -55,6 +55,8 @@ lock:  ## solve envs/requirements.in anew
 	PYTHON=$(PYTHON) envs/lock.sh
 
 $(STAMP): envs/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	    "Python 3.11 or newer is needed and $(PYTHON) is older: make PYTHON=<a newer one>")'
 	$(PYTHON) -m venv $(VENV)
 	# torch first, alone: pip then keeps the build this machine has (CPU or CUDA).
 	$(BIN)/pip install --quiet "$$(grep '^torch==' envs/requirements.lock)"
