@@ -61,7 +61,7 @@ CASES = (
     Case(
         "GPT-2 small",
         {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_positions": 1024},
-        batch=2,
+        batch=1,
         length=128,
         steps=6,
         kinds=("step", "step with KL"),  # nobody pretrains it on a processor
