@@ -104,7 +104,11 @@ def take_turns_at_the_gpu():
     Snakemake limits no resource that it was not told of, and two jobs would share a card's memory.
     Jobs that share a training between GPUs get as many as they ask for.
     """
-    if workflow.local_exec and "gpu" not in workflow.global_resources and visible_gpus():
+    if (
+        workflow.local_exec
+        and "gpu" not in workflow.global_resources
+        and visible_gpus()
+    ):
         most = max(teacher.gpus for teacher in STUDY.teachers.values())
         workflow.register_resource("gpu", most)
 
