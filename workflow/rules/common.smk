@@ -111,6 +111,8 @@ def take_turns_at_the_gpu():
     ):
         most = max(teacher.gpus for teacher in STUDY.teachers.values())
         workflow.register_resource("gpu", most)
+        # That tells a scheduler that is at work how much is free, and not to count it.
+        workflow.scheduler.global_resources["gpu"] = most
 
 
 def tidy_results():
