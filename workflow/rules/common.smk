@@ -102,7 +102,7 @@ def take_turns_at_the_gpu():
     """Run one job at a time on this machine's GPU, unless the caller has said how many.
 
     Snakemake limits no resource that it was not told of, and two jobs would share a card's memory.
-    Jobs that share a training between GPUs get as many as they ask for.
+    Where trainings share several GPUs there are as many turns as these ask for.
     """
     if (
         workflow.local_exec
