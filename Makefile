@@ -38,7 +38,7 @@ bench: $(STAMP)  ## evaluation, training, compressed models and the workflow its
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
 	OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 $(BIN)/python -m tests.benchmarks.compressed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.workflow --largest 1000 --first-seed
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.growth --rounds 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.growth
 
 lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
 	$(BIN)/ruff format --check scripts tests

@@ -2,19 +2,29 @@
 
     python -m tests.benchmarks.compressed [--rounds 5]
 
-Measured by what the workflow measures with: teacher and model in turn, prompts read (prefill), then
-tokens written one after the other with a KV cache (decode). Weights are random. As many blocks are
-replaced, from the second on, as blocks of the recipe's own size would need; then their sizes are
-fitted to the reduction.
+Measured by what the workflow measures with: the teacher and all models made of it in turn, prompts
+read (prefill), then tokens written one after the other with a KV cache (decode). Weights are
+random. As many blocks are replaced, from the second on, as blocks of the recipe's own size would
+need; then their sizes are fitted to the reduction.
 """
 
 import math
-from typing import cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, PreTrainedModel
 
-from iskd.evaluation.efficiency import DECODE, MODEL, PREFILL, Load, measure, summarise
+from iskd.evaluation.efficiency import (
+    DECODE,
+    MODEL,
+    PREFILL,
+    TEACHER,
+    Load,
+    measure_speed,
+    summarise,
+)
+from iskd.evaluation.metric import Metric
 from iskd.models.recipes import Recipe, block_parameters, parameter_count, resolve_sizes
 from iskd.models.substitution import compact_config
 from tests.benchmarks.evaluation import SHAPES
@@ -33,18 +43,29 @@ def main() -> None:
     print("|---" * (4 + len(phases)) + "|")
     for shape, sizes in SHAPES.items():
         config = GPT2Config(n_positions=1024, **sizes)
-        teacher = fresh(config)
+        models = {TEACHER: fresh(config)}
         for reduction in REDUCTIONS:
             for recipe in get_args(Recipe):
                 small = compressed(config, recipe, reduction)
-                model = fresh(small)
-                found = summarise(list(measure(model, teacher, load)))[MODEL]
-                told = [found[f"{phase}_ratio"] for phase in phases]
-                ratios = [f"{m.value:.2f} ({m.low:.2f} to {m.high:.2f})" for m in told]
-                exact = 1 - model.num_parameters() / teacher.num_parameters()
-                many = len([*(small.compact_blocks or ()), *(small.narrow_blocks or ())])
-                first = f"| {shape} | {recipe} | {exact:.1%} | {many} of {sizes['n_layer']} |"
-                print(first, *(f" {ratio} |" for ratio in ratios), sep="", flush=True)
+                models[f"{recipe}, {reduction}"] = fresh(small)
+        records = [r for size in BATCH_SIZES for r in measure_speed(models, load, size)]
+        teacher = models.pop(TEACHER)
+        for name, model in models.items():
+            found = against_teacher(records, name)
+            told = [found[f"{phase}_ratio"] for phase in phases]
+            ratios = [f"{m.value:.2f} ({m.low:.2f} to {m.high:.2f})" for m in told]
+            exact = 1 - model.num_parameters() / teacher.num_parameters()
+            blocks = (model.config.compact_blocks or (), model.config.narrow_blocks or ())
+            many = sum(map(len, blocks))
+            recipe, _ = name.split(", ")
+            first = f"| {shape} | {recipe} | {exact:.1%} | {many} of {sizes['n_layer']} |"
+            print(first, *(f" {ratio} |" for ratio in ratios), sep="", flush=True)
+
+
+def against_teacher(records: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Metric]:
+    """Summarise one model's records beside the teacher's."""
+    names = {TEACHER: TEACHER, name: MODEL}
+    return summarise([{**r, "who": names[r["who"]]} for r in records if r["who"] in names])[MODEL]
 
 
 def fresh(config: PreTrainedConfig) -> PreTrainedModel:

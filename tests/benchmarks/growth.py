@@ -2,72 +2,108 @@
 
     python -m tests.benchmarks.growth [--rounds 5]
 
-Each size runs in a process of its own, which tells its peak memory. Corpus preparation is also
-compared with `datasets.map`, as scripts for language models have it: tokenize, join, cut.
+Each size runs in a process of its own, which tells its peak memory, as often as there are rounds.
+Corpus preparation is also compared with `datasets.map`, as scripts for language models have it:
+tokenize, join, cut.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from iskd.rule import set_environment
+from tests.benchmarks.timing import spread
+
 FACTORS = (1, 2, 4, 8)
-WIDTH, SEQUENCES, STORIES, ARMS = 64, 64, 5_000, 8
+GROWING = ("corpus", "steps", "model", "arms")
+COMPARED = "datasets.map"
+WIDTH, SEQUENCES, STORIES, ARMS, LENGTH = 64, 32, 2_500, 4, 192
 
 
 def main() -> None:
-    """Print a table: what grows, how large, its time and memory, and its time by size."""
+    """Print a table of what grows, and how corpus preparation compares with `datasets.map`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", nargs=2, metavar=("WHAT", "FACTOR"), help="one, in this process")
     asked = parser.parse_args()
     if asked.run:
         what, factor = asked.run
-        print(json.dumps(_WAYS[what](int(factor))))
+        print(json.dumps(_measured(_WAYS[what](int(factor)), asked.rounds)))
         return
-    print("| What grows | by | size | seconds | seconds by size | peak memory, MB |")
+    print("| What grows | by | size | seconds | in the smallest's, by size | peak memory, MB |")
     print("|---|---|---|---|---|---|")
-    for what in _WAYS:
-        least = None
-        # What ours is compared with need not be told at every size.
-        for factor in FACTORS if what != "datasets.map" else (FACTORS[0], FACTORS[-1]):
-            told = [_measured(what, factor) for _ in range(asked.rounds)]
-            seconds = statistics.median(one["seconds"] for one in told)
-            memory = statistics.median(one["memory"] for one in told)
-            size, each = told[0]["size"], seconds / told[0]["size"]
+    for what in GROWING:
+        least: list[float] = []
+        for factor in FACTORS:
+            told = _in_a_process(what, factor, asked.rounds)
+            each = [seconds / told["size"] for seconds in told["seconds"]]
             least = least or each
-            line = f"| {what} | {factor} | {size:,} | {seconds:.2f} | {each / least:.2f} |"
-            print(line, f"{memory:,.0f} |", flush=True)
+            line = f"| {what} | {factor} | {told['size']:,.0f} | {spread(told['seconds'])} |"
+            ratios = spread(a / b for a, b in zip(each, least, strict=True))
+            print(line, f"{ratios} | {told['memory']:,.0f} |", flush=True)
+    print("\n| Corpus preparation, MB/s | against datasets.map |")
+    print("|---|---|")
+    told = _in_a_process(COMPARED, 1, asked.rounds)
+    speed = spread(told["size"] / seconds / 1e6 for seconds in told["seconds"])
+    ratios = spread(b / a for a, b in zip(told["seconds"], told["other"], strict=True))
+    print(f"| {speed} | {ratios} |")
 
 
-def _measured(what: str, factor: int) -> dict[str, float]:
+def _in_a_process(what: str, factor: int, rounds: int) -> dict[str, Any]:
+    command = ["-m", "tests.benchmarks.growth", "--run", what, str(factor)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.growth", "--run", what, str(factor)],
+        [sys.executable, *command, "--rounds", str(rounds)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
     )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def _timed(run: Callable[[], object], size: float) -> dict[str, float]:
+@dataclass(frozen=True)
+class Work:
+    """What is timed.
+
+    Attributes:
+        run: does it once.
+        size: asked for afterwards.
+        other: does the same in another way, in turn.
+    """
+
+    run: Callable[[], object]
+    size: Callable[[], float]
+    other: Callable[[], object] | None = None
+
+
+def _measured(work: Work, rounds: int) -> dict[str, Any]:
     import resource
 
+    set_environment(1, network=False)
+    seconds = []
+    other = []
+    for _ in range(rounds):
+        seconds.append(_seconds(work.run))
+        if work.other:
+            other.append(_seconds(work.other))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "memory": memory, "size": work.size(), "other": other}
+
+
+def _seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
-    seconds = time.perf_counter() - started
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "memory": memory, "size": size}
+    return time.perf_counter() - started
 
 
 def _texts(factor: int) -> list[str]:
@@ -79,17 +115,17 @@ def _texts(factor: int) -> list[str]:
     return list(world.train) * factor
 
 
-def corpus(factor: int) -> dict[str, float]:
+def corpus(factor: int) -> Work:
     """Tokens from stories, as `prepare_corpus` makes them; the size is in characters."""
     from iskd.data.corpus import story_blocks, train_tokenizer
 
     texts = _texts(factor)
     tokenizer = train_tokenizer(texts[:1000], 512, 1024)
-    return _timed(lambda: story_blocks(texts, tokenizer, 192), sum(map(len, texts)))
+    return Work(lambda: story_blocks(texts, tokenizer, LENGTH), lambda: sum(map(len, texts)))
 
 
-def datasets_map(factor: int) -> dict[str, float]:
-    """The same by `datasets.map`."""
+def datasets_map(factor: int) -> Work:
+    """The same, and by `datasets.map`."""
     import datasets
 
     from iskd.data.corpus import train_tokenizer
@@ -104,28 +140,28 @@ def datasets_map(factor: int) -> dict[str, float]:
 
     def group(rows: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
         joined = list(chain.from_iterable(rows["input_ids"]))
-        whole = len(joined) // 192 * 192
-        return {"input_ids": [joined[n : n + 192] for n in range(0, whole, 192)]}
+        whole = len(joined) // LENGTH * LENGTH
+        return {"input_ids": [joined[n : n + LENGTH] for n in range(0, whole, LENGTH)]}
 
-    def run() -> object:
+    def mapped() -> object:
         rows = datasets.Dataset.from_dict({"text": texts})
         tokens = rows.map(tokenize, batched=True, remove_columns=["text"])
         return tokens.map(group, batched=True)
 
-    return _timed(run, sum(map(len, texts)))
+    return replace(corpus(factor), other=mapped)
 
 
-def steps(factor: int) -> dict[str, float]:
+def steps(factor: int) -> Work:
     """A training of more and more steps; the size is in steps."""
     return _trained(WIDTH, SEQUENCES * factor, SEQUENCES * factor / 8)
 
 
-def model(factor: int) -> dict[str, float]:
+def model(factor: int) -> Work:
     """A training of a larger and larger model; the size is in FLOPs."""
     return _trained(round(WIDTH * 2 * factor**0.5 / 16) * 16, SEQUENCES, None)
 
 
-def arms(factor: int) -> dict[str, float]:
+def arms(factor: int) -> Work:
     """The tables that compare all arms; the size is in arms."""
     from iskd.paper.metrics import csv_text, read_metrics, tidy
     from iskd.paper.significance import significance_table
@@ -145,10 +181,10 @@ def arms(factor: int) -> dict[str, float]:
             significance_table(metrics, headline)
             ablation_table(metrics, headline, None)
 
-    return _timed(run, ARMS * factor)
+    return Work(run, lambda: ARMS * factor)
 
 
-def _trained(width: int, sequences: int, size: float | None) -> dict[str, float]:
+def _trained(width: int, sequences: int, size: float | None) -> Work:
     import logging
 
     import torch
@@ -174,13 +210,15 @@ def _trained(width: int, sequences: int, size: float | None) -> dict[str, float]
         "precision": "float32",
     }
     history: list[dict[str, Any]] = []
-    told = _timed(lambda: history.extend(fine_tune(decoder, blocks, settings, seed=1)), size or 1)
-    return told if size else told | {"size": history[-1]["flops"]}
+    return Work(
+        lambda: history.extend(fine_tune(decoder, blocks, settings, seed=1)),
+        lambda: size or history[-1]["flops"],
+    )
 
 
-_WAYS: dict[str, Callable[[int], dict[str, float]]] = {
+_WAYS: dict[str, Callable[[int], Work]] = {
     "corpus": corpus,
-    "datasets.map": datasets_map,
+    COMPARED: datasets_map,
     "steps": steps,
     "model": model,
     "arms": arms,

@@ -63,7 +63,7 @@ CASES = (
         "GPT-2 small",
         {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257, "n_positions": 1024},
         batch=1,
-        length=128,
+        length=96,
         steps=6,
         kinds=("step", "step with KL"),  # nobody pretrains it on a processor
     ),

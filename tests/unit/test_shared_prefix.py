@@ -1,5 +1,6 @@
 """Texts packed into one sequence get the scores that each of them gets alone."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_each_text_gets_what_it_gets_alone(
                 wanted, wanted_greedy = alone(model, given_texts[place])
                 assert log_likelihood == pytest.approx(wanted, abs=1e-5)
                 assert greedy == wanted_greedy
+
+
+@pytest.mark.parametrize("logit", [0.0, math.nan])
+def test_of_equally_likely_tokens_the_first_is_the_likeliest(
+    logit: float, tiny_model: MakeModel
+) -> None:
+    model = tiny_model("gpt2")
+    model.get_output_embeddings().weight.data.fill_(logit)
+    asked = [Text((5, *tokens), 1) for tokens in ((0, 0), (0, 1), (1, 0), (2, 3))]
+    (scored,) = score(model, [pack(asked)])
+    assert [greedy for _, greedy in scored] == [alone(model, text)[1] for text in asked]
+    assert [greedy for _, greedy in scored] == [True, False, False, False]
 
 
 @given(drawn=texts())

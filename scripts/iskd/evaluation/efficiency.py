@@ -59,26 +59,48 @@ def measure(
         records with `who` ("model" or "teacher"), `batch_size`, `phase`; for "prefill" and "decode"
         `repeat` (from 0, warm-up left out), `seconds` and `tokens`; for "memory" `bytes`
     """
-    models = {TEACHER: teacher.eval(), MODEL: model.eval()}
+    models = {TEACHER: teacher, MODEL: model}
     for size in load.batch_sizes:
-        generator = torch.Generator().manual_seed(load.seed)
-        known = min(each.config.vocab_size for each in models.values())
-        prompts = torch.randint(known, (size, load.prompt_tokens), generator=generator)
-        for repeat in range(-load.warmup, load.repeats):
-            for who in list(models)[:: 1 if repeat % 2 == 0 else -1]:
-                for phase, seconds, tokens in _timed(models[who], prompts, load.new_tokens):
-                    if repeat >= 0:
-                        yield {
-                            "who": who,
-                            "batch_size": size,
-                            "phase": phase,
-                            "repeat": repeat,
-                            "seconds": seconds,
-                            "tokens": tokens,
-                        }
+        yield from measure_speed(models, load, size)
+        prompts = _prompts(models, load, size)
         for who, each in models.items():
             held = _weights(each) + _peak(each, prompts, min(load.new_tokens, 4))
             yield {"who": who, "batch_size": size, "phase": MEMORY, "bytes": held}
+
+
+def measure_speed(
+    models: Mapping[str, "PreTrainedModel"], load: Load, size: int
+) -> Iterator[dict[str, Any]]:
+    """Measure prefill and decoding of models in turn, each repeat in the other order.
+
+    Args:
+        models: who they are, and the models; they end in evaluation mode.
+        load: what is asked of each.
+        size: texts at once.
+
+    Yields:
+        the records of :func:`measure` but for "memory"; `who` is a key of `models`
+    """
+    prompts = _prompts(models, load, size)
+    for repeat in range(-load.warmup, load.repeats):
+        for who in list(models)[:: 1 if repeat % 2 == 0 else -1]:
+            for phase, seconds, tokens in _timed(models[who].eval(), prompts, load.new_tokens):
+                if repeat >= 0:
+                    yield {
+                        "who": who,
+                        "batch_size": size,
+                        "phase": phase,
+                        "repeat": repeat,
+                        "seconds": seconds,
+                        "tokens": tokens,
+                    }
+
+
+def _prompts(models: Mapping[str, "PreTrainedModel"], load: Load, size: int) -> torch.Tensor:
+    """Draw tokens that all of the models know, (texts, tokens)."""
+    generator = torch.Generator().manual_seed(load.seed)
+    known = min(each.config.vocab_size for each in models.values())
+    return torch.randint(known, (size, load.prompt_tokens), generator=generator)
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Metric]]:
