@@ -33,7 +33,7 @@ test-slurm: $(STAMP)  ## a part of the embedded study on a real SLURM of two nod
 test-gpu: $(STAMP)  ## what only a GPU can show: bits, memory, autocast, fused and compiled steps
 	$(BIN)/pytest tests/gpu
 
-bench: $(STAMP)  ## evaluation, training, compressed models and the workflow itself, each against something else: half an hour
+bench: $(STAMP)  ## evaluation, training, compressed models and the workflow itself, each against something else: under half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.evaluation
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.training
 	OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=99 $(BIN)/python -m tests.benchmarks.compressed
