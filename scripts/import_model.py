@@ -13,7 +13,20 @@ with run_rule(snakemake) as job:
     from iskd.models.folder import adopt_model
 
     spec = job.params["spec"]
-    for file in job.inputs["model"]:
-        shutil.copyfile(file, job.out / Path(file).name)
-    parameters = adopt_model(job.out, family=spec["family"], blocks=spec["blocks"])
-    job.summary |= {"folder": spec["folder"], "parameters": parameters}
+    job.summary |= {"folder": spec["folder"]}
+    if spec["gguf"] is not None:
+        from iskd.models.dequantised import dequantise
+
+        file = Path(job.inputs["model"][0])
+        header = dequantise(file, job.out, precision=spec["save_precision"])
+        job.summary |= {"gguf": file.name, "quantization": header.quantization}
+    else:
+        for given in map(Path, job.inputs["model"]):
+            # A chat template beside the usual one lies in a folder of that name.
+            nested = given.parent.name == "additional_chat_templates"
+            place = job.out / given.parent.name if nested else job.out
+            place.mkdir(exist_ok=True)
+            shutil.copyfile(given, place / given.name)
+    job.summary |= {
+        "parameters": adopt_model(job.out, family=spec["family"], blocks=spec["blocks"])
+    }

@@ -17,6 +17,6 @@ with run_rule(snakemake) as job:
     tokenizer = load_tokenizer(job.folder("tokenizer"))
     blocks = load_blocks(Path(job.inputs["train"]))
     model, history = pretrain(blocks, tokenizer, job.params["spec"], work=job.work)
-    save_model(model, tokenizer, job.out)
+    save_model(model, tokenizer, job.out, precision=job.params["spec"]["save_precision"])
     write_history(history, job.out / "history.jsonl")
     job.summary |= {"parameters": model.num_parameters(), "loss": history[-1]["loss"]}

@@ -25,7 +25,13 @@ with run_rule(snakemake) as job:
         seed=job.seed,
         work=job.work,
     )
-    save_model(done.model, load_tokenizer(job.folder("teacher")), job.out)
+    save_model(
+        done.model,
+        load_tokenizer(job.folder("teacher")),
+        job.out,
+        like=job.folder("teacher"),
+        precision=job.params["spec"]["save_precision"],
+    )
     write_history(done.history, job.out / "history.jsonl")
     (job.out / "substitution.json").write_text(canonical_json(done.facts), encoding="utf-8")
     job.summary |= done.facts

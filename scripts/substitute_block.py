@@ -10,14 +10,20 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.data.corpus import load_blocks
-    from iskd.models.folder import load_config, load_model, load_tokenizer, save_model
+    from iskd.models.folder import (
+        load_config,
+        load_model,
+        load_to_train,
+        load_tokenizer,
+        save_model,
+    )
     from iskd.models.planning import new_block_sizes
     from iskd.provenance.artifact import canonical_json
     from iskd.training.curve import write_history
     from iskd.training.steps import substitute_block
 
     done = substitute_block(
-        load_model(job.folder("previous")),
+        load_to_train(job.folder("previous")),
         lambda: load_model(job.folder("teacher")),
         new_block_sizes(load_config(job.folder("teacher")), job.params["spec"]),
         load_blocks(Path(job.inputs["train"])),
@@ -26,7 +32,14 @@ with run_rule(snakemake) as job:
         seed=job.seed,
         work=job.work,
     )
-    save_model(done.model, load_tokenizer(job.folder("previous")), job.out)
+    save_model(
+        done.model,
+        load_tokenizer(job.folder("previous")),
+        job.out,
+        like=job.folder("teacher"),
+        precision=job.params["spec"]["save_precision"],
+        keep_master=job.params["spec"].get("continued", False),
+    )
     write_history(done.history, job.out / "history.jsonl")
     (job.out / "substitution.json").write_text(canonical_json(done.facts), encoding="utf-8")
     job.summary |= {key: done.facts[key] for key in ("parameters", "block")}

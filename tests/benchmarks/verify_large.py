@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from iskd.audit.folder import WEIGHTS, recorded_config
+from iskd.audit.folder import recorded_config
 from iskd.audit.planned import Planned, Planning
 from iskd.audit.rederive import is_cheap
 from iskd.audit.verify import verify
@@ -37,6 +37,7 @@ from iskd.provenance.environment import LOCK
 from iskd.provenance.statement import Statement, canonical_json, write_statement
 from tests.workflow.conftest import TINY, Clone, make_clone
 
+WEIGHTS = "model.safetensors"
 STUDY = "results/tiny"
 ROUNDS = 5
 

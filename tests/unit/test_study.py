@@ -241,19 +241,6 @@ def test_a_block_without_sizes_is_as_large_as_the_teachers_section_says() -> Non
     assert (narrow.get("planned"), half.get("planned")) == (None, 2)
 
 
-def test_a_teacher_is_an_input_only_where_somebody_listens() -> None:
-    listening: list[dict[str, Any]] = [
-        {"objective": {"kl": 0.1}},
-        {"objective": {"hidden": 0.1}},
-        {"warm_start": 0.1},
-        {"compact": {"recipe": "bottleneck", "initialisation": "pca"}},
-    ]
-    for arm in listening:
-        study = of({"arms.iskd": {"method": "iskd", **arm}})
-        assert study.needs_teacher(ModelId("toy", "iskd", 3, 2)), arm
-    assert not plan().needs_teacher(ModelId("toy", "iskd", 3, 2))
-
-
 def test_replacing_at_once_matches_tokens_and_blocks() -> None:
     study = of(
         {

@@ -40,6 +40,7 @@ from iskd.errors import UserError
 from iskd.locks import read_holder, take_lock
 from iskd.progress import StudyProgress, closing_words
 from iskd.provenance.fingerprint import code_fingerprint
+from iskd.provenance.presence import put_aside_incomplete
 from iskd.provenance.times import settle_times
 from iskd.training.state import sweep
 
@@ -127,6 +128,8 @@ def tidy_results():
         return  # no right to write here: the results are only looked at
     if lock is not None:
         sweep(results)
+        for file in put_aside_incomplete(results):
+            print(f"{file} is missing, so it is made again", file=sys.stderr)
         settle_times(results)
         os.close(lock)
 
@@ -166,9 +169,10 @@ def first_page():
     return str(page.resolve()) if page.exists() else "report/workflow.rst"
 
 
+# Weights are one file or several, by their size: the manifest names them, and a folder that lacks
+# one of them is put aside before Snakemake looks (`tidy_results`).
 TEACHER_FILES = [
     "config.json",
-    "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
 ]

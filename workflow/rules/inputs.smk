@@ -9,12 +9,8 @@ def model_folder(model):
 
 
 def model_inputs(name, model):
-    """Give a model's manifest and weights as inputs: the manifest decides on reruns."""
-    folder = model_folder(model)
-    return {
-        name: f"{folder}/manifest.json",
-        f"{name}_weights": ancient(f"{folder}/model.safetensors"),
-    }
+    """Give a model's manifest as input: it names the weights by digest, and decides on reruns."""
+    return {name: f"{model_folder(model)}/manifest.json"}
 
 
 def manifests_beside(files):
@@ -85,6 +81,11 @@ def plans():
         if isinstance(arm, Replacing)
         for seed in STUDY.seeds
     ]
+
+
+def headline_models():
+    """List the models that a study is about, so that a deleted one is made again."""
+    return [f"{model_folder(model)}/manifest.json" for model in PLAN.carded()]
 
 
 def local_file(name):
@@ -166,15 +167,6 @@ def task_examples(wildcards):
         "examples": ancient(f"{folder}/examples.jsonl"),
         "examples_manifest": f"{folder}/manifest.json",
     }
-
-
-def known_teacher(wildcards):
-    """Give a substitution the teacher's config, and its weights where it listens to them."""
-    model = wildcard_model(wildcards)
-    found = model_inputs("teacher", PLAN.teacher_model(model.teacher))
-    if not PLAN.needs_teacher(model):
-        del found["teacher_weights"]
-    return found
 
 
 def baseline_inputs(wildcards):

@@ -42,7 +42,11 @@ rule substitute_block:
                 "previous", PLAN.previous(wildcard_model(wildcards))
             )
         ),
-        unpack(known_teacher),
+        unpack(
+            lambda wildcards: model_inputs(
+                "teacher", PLAN.teacher_model(wildcards.teacher)
+            )
+        ),
         unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
     output:
         [

@@ -62,9 +62,7 @@ rule import_model:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: STUDY.teachers[wildcards.teacher].model_dump(
-            include={"folder", "family", "blocks"}
-        ),
+        spec=lambda wildcards: PLAN.import_spec(wildcards.teacher),
         code=code_fingerprint("import_model"),
     script:
         "../../scripts/import_model.py"

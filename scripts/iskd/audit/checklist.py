@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from iskd.audit.folder import CODE, CONFIG, METRICS, WEIGHTS, Found, StudyFolder
+from iskd.audit.folder import CODE, CONFIG, METRICS, Found, StudyFolder, weights_in
 from iskd.audit.rule_kinds import DATA, EVALUATIONS, TRAININGS
 from iskd.evaluation.measurements import device_hours
 from iskd.provenance.artifact import MANIFEST
@@ -129,10 +129,11 @@ def _models(told: list[Found]) -> Iterator[str]:
     yield "| Checkpoint | Parameters | Weights, bytes |"
     yield "|---|---|---|"
     for found in told:
-        if found.statement is not None and WEIGHTS in found.files:
+        weights = weights_in(found.files)
+        if found.statement is not None and weights:
             number = found.statement.summary.get("parameters")
             number = f"{number:,}" if isinstance(number, int) else "not told"
-            yield f"| {found.place} | {number} | {found.files[WEIGHTS]:,} |"
+            yield f"| {found.place} | {number} | {sum(found.files[name] for name in weights):,} |"
 
 
 def _settings(settings: dict[str, Any]) -> Iterator[str]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from iskd.audit.export import is_exported
 from iskd.audit.findings import Code, Finding
-from iskd.audit.folder import CRATE, LOCKS, SIGNATURE, WEIGHTS, Found, StudyFolder
+from iskd.audit.folder import CRATE, LOCKS, SIGNATURE, Found, StudyFolder, weights_in
 from iskd.audit.planned import Planned
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, input_names
 from iskd.provenance.fingerprint import SCRIPTS
 from iskd.provenance.statement import Produced
-from iskd.provenance.tensors import TensorsError, tensors_digest
+from iskd.provenance.tensors import MASTER, TensorsError, tensors_digest
 
 # Clocks of two nodes may differ by as much.
 CLOCKS_SECONDS = 5.0
@@ -22,6 +22,7 @@ CLOCKS_SECONDS = 5.0
 Digests = Mapping[Path, str]
 MODELING = SCRIPTS / "iskd" / "models" / "modeling"
 # What a model's folder may hold beside the files that are the same for all models.
+_CONFIG = "config.json"
 _BESIDE_WEIGHTS = (".json", ".txt", ".model", ".py", ".jinja", ".md")
 
 
@@ -83,8 +84,13 @@ def made(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Finding]:
                 f"{place}/{name}", Code.WRONG_FILES, "its rule makes it, and it is not named"
             )
         same_code = found.statement.asked["code"] == planned.asked["code"]
-        for name in sorted(named.keys() - set(planned.files)):
-            if WEIGHTS not in planned.files or Path(name).suffix not in _BESIDE_WEIGHTS:
+        # How many files hold a model's weights depends on its size, so its rule names none.
+        model, weights = _CONFIG in planned.files, weights_in(named)
+        if model and not weights:
+            yield Finding(f"{place}/{_CONFIG}", Code.WRONG_FILES, "there are no weights beside it")
+        beside = {*weights, MASTER} if model else set()
+        for name in sorted(named.keys() - set(planned.files) - beside):
+            if not model or Path(name).suffix not in _BESIDE_WEIGHTS:
                 yield Finding(f"{place}/{name}", Code.WRONG_FILES, "its rule makes no such file")
             elif name.endswith(".py") and same_code and modules.get(name) != named[name].sha256:
                 said = "it is not the code that its rule puts beside the weights"

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from rocrate.rocrate import ROCrate
 
-from iskd.audit.folder import CODE, CONFIG, PAPER, WEIGHTS, StudyFolder
+from iskd.audit.folder import CODE, CONFIG, PAPER, StudyFolder, weights_in
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest
 from iskd.provenance.environment import code_files, tree_digest
 from iskd.provenance.statement import LOCK_FILE, Statement
@@ -252,7 +252,7 @@ def _run(folder: StudyFolder, jobs: list[_Job]) -> Iterator[Entity]:
         "startTime": min(job.started for job in jobs).isoformat(),
         "endTime": max(job.finished for job in jobs).isoformat(),
     }
-    results = [job.folder for job in jobs if job.place == PAPER or WEIGHTS in job.statement.files]
+    results = [job.folder for job in jobs if job.place == PAPER or weights_in(job.statement.files)]
     yield _entity(
         "#run",
         "CreateAction",

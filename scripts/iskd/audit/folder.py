@@ -4,7 +4,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,17 @@ CRATE = "ro-crate-metadata.json"
 CHECKLIST = "reproducibility.md"
 CODE = "code"
 CONFIG = f"{CODE}/config/config.yaml"
-WEIGHTS = "model.safetensors"
+# One file of weights, or the shards of a larger model.
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 PAPER = "paper"
 """The artifact whose statement records the study's config."""
 METRICS = "collect_metrics"
 """The artifact that all numbers follow from; its statement's digest is the study's root."""
+
+
+def weights_in(names: Iterable[str]) -> list[str]:
+    """List which of an artifact's files hold a model's weights."""
+    return [name for name in sorted(names) if _WEIGHTS.fullmatch(name)]
 
 
 @dataclass

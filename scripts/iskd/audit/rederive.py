@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from iskd.audit.compare import unpacked
 from iskd.audit.findings import Code, Finding
-from iskd.audit.folder import WEIGHTS, Found, StudyFolder
+from iskd.audit.folder import Found, StudyFolder, weights_in
 from iskd.audit.planned import Planned
 from iskd.audit.rule_kinds import FROM_ITEMS, FROM_NUMBERS
 from iskd.launch import Assignment
@@ -203,10 +203,10 @@ def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterat
 def models(folder: StudyFolder) -> Iterator[Finding]:
     """Count parameters in the weights' header, and compare replaced blocks with the plan."""
     for place, found in folder.artifacts.items():
-        if found.statement is None or WEIGHTS not in found.files:
+        if found.statement is None or not weights_in(found.files):
             continue
         try:
-            yield from _parameters(folder, place, found.statement)
+            yield from _parameters(folder, found)
             if found.statement.asked["rule"] == "substitute_block":
                 yield from _blocks(folder, place, found)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -214,9 +214,11 @@ def models(folder: StudyFolder) -> Iterator[Finding]:
             yield Finding(place, Code.WEIGHTS_NOT_AS_SAID, " ".join(said.split()))
 
 
-def _parameters(folder: StudyFolder, place: str, statement: Statement) -> Iterator[Finding]:
-    said = statement.summary.get("parameters")
-    counted = count_parameters(folder.path / place / WEIGHTS)
+def _parameters(folder: StudyFolder, found: Found) -> Iterator[Finding]:
+    assert found.statement is not None  # noqa: S101 - the caller has looked
+    place, said = found.place, found.statement.summary.get("parameters")
+    top = folder.path / place
+    counted = sum(count_parameters(top / name) for name in weights_in(found.files))
     if said is not None and said != counted:
         text = f"the weights have {counted} parameters, the manifest says {said}"
         yield Finding(place, Code.WEIGHTS_NOT_AS_SAID, text)

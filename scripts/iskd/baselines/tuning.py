@@ -75,6 +75,12 @@ def tune_and_save(job: "Job", model: PreTrainedModel, new: Collection[nn.Module]
         new=new,
         work=job.work,
     )
-    save_model(model, load_tokenizer(job.folder("teacher")), job.out)
+    save_model(
+        model,
+        load_tokenizer(job.folder("teacher")),
+        job.out,
+        like=job.folder("teacher"),
+        precision=job.params["spec"]["save_precision"],
+    )
     write_history(history, job.out / "history.jsonl")
     job.summary |= {"parameters": model.num_parameters()}

@@ -93,8 +93,27 @@ class Checks:
                 if name not in known:
                     self._fail(f"claims.{place}.{key}", f"{name!r}; there are: {', '.join(known)}")
             self._claimed_metric(f"claims.{place}.metric", claim)
+        self._evaluated_steps()
         self._generation()
         self._efficiency()
+
+    def _evaluated_steps(self) -> None:
+        """Check that the steps of a list exist, and that the one that tables report is there."""
+        asked = self.study.evaluation.steps
+        for name, teacher in self.study.teachers.items():
+            if not isinstance(asked, list):
+                return
+            last = step_count(teacher)
+            if max(asked) > last:
+                self._fail(
+                    "evaluation.steps", f"step {max(asked)} does not exist; {name} has {last}"
+                )
+            headline = teacher.headline or last
+            if headline not in asked:
+                self._fail(
+                    "evaluation.steps",
+                    f"{name}'s headline step {headline} is missing, which tables report; add it",
+                )
 
     def _claimed_metric(self, key: str, claim: Claim) -> None:
         """Check that what a claim is about is measured."""

@@ -7,14 +7,8 @@ from typing import Any
 
 from iskd.config.load import find_data_folder, refuse_outsize
 from iskd.config.schema import DataFolder, Name
-from iskd.config.shapes import (
-    ANY_MODEL,
-    config_of_folder,
-    files_of_folder,
-    fill_in,
-    matches,
-    names_a_model,
-)
+from iskd.config.shapes import ANY_MODEL, fill_in, matches, names_a_model
+from iskd.data.model_folder import config_of_folder, config_of_gguf, files_of_folder
 from iskd.errors import UserError
 
 
@@ -43,7 +37,11 @@ def complete(
         where = f"{file}: teachers.{name}"
         if section["source"] == "folder":
             place = _folder(raw, section, file)
-            return ANY_MODEL if place is None else config_of_folder(place, f"{where}.folder")
+            if place is None:
+                return ANY_MODEL
+            if section.get("gguf") is not None:
+                return config_of_gguf(place / section["gguf"], f"{where}.gguf")
+            return config_of_folder(place, f"{where}.folder")
         if not known_study:
             return ANY_MODEL
         known = _known(section, lock(str(study)))
@@ -66,6 +64,9 @@ def complete(
     for name, section in teachers.items() if isinstance(teachers, Mapping) else ():
         missing = isinstance(section, dict) and "files" not in section
         if missing and section.get("source") == "folder" and names_a_model(section):
+            if section.get("gguf") is not None:
+                section["files"] = [section["gguf"]]
+                continue
             place = _folder(raw, section, file)
             if place is not None:
                 where = f"{file}: teachers.{name}.folder"

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from iskd.config import schema
 from iskd.config.checks import Checks
 from iskd.config.schema import FileCorpus, FileTask, FileText, FolderTeacher, Study
+from iskd.data.model_folder import check_model_folder, config_of_gguf
 from iskd.data.row_kinds import read_rows
 from iskd.data.rows import read_any_rows
 from iskd.data.texts import read_texts
@@ -34,6 +35,7 @@ _PATTERN_REMEDIES = {
     schema.Commit: "give the commit's 40 hexadecimal digits (no branch, no tag), or leave the key "
     "out and `prefetch` locks the commit it finds",
     schema.HubId: "give a hub id such as openai-community/gpt2",
+    schema.GgufFile: "give the name of a file that ends in .gguf, without a folder",
     schema.DataFile: "give a file below data_folder, without '..' and not absolute",
     schema.Line: "give one line of characters that can be seen",
     schema.DataFolder: "give a folder below the working directory without '..', or $NAME for the "
@@ -262,6 +264,7 @@ def check_data_files(study: Study, file: str) -> None:
     for key, name in models:
         if not _is((folder / name).is_file):
             raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
+    _check_models(study, folder, file)
     for key, name, kind in wanted:
         path = folder / name
         if not _is(path.is_file):
@@ -277,6 +280,17 @@ def check_data_files(study: Study, file: str) -> None:
                 read_any_rows(path)
         except UserError as error:
             raise UserError(f"{file}: {key}: {error}") from None
+
+
+def _check_models(study: Study, folder: Path, file: str) -> None:
+    """Look at every model in a local folder."""
+    for name, teacher in study.teachers.items():
+        if isinstance(teacher, FolderTeacher):
+            where, place = f"{file}: teachers.{name}", folder / teacher.folder
+            if teacher.gguf is None:
+                check_model_folder(place, f"{where}.folder")
+            else:
+                config_of_gguf(place / teacher.gguf, f"{where}.gguf")
 
 
 def put_stand_ins(study: Study) -> None:

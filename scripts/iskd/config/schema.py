@@ -33,6 +33,9 @@ DataFile = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*$"),
 ]
+GgufFile = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*\.gguf$", max_length=255)
+]
 DataFolder = Annotated[
     str,
     StringConstraints(
@@ -366,6 +369,11 @@ class TeacherMethod(Section):
     training: Training = Field(
         default_factory=Training, description="Fine-tuning after each substitution."
     )
+    save_precision: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None,
+        description="Number format of the weights that are published; left out, the teacher's own. "
+        "What is trained on stays float32.",
+    )
     student: Student | None = Field(
         None,
         description="Shape of a student from scratch; left out, the teacher's width and as many "
@@ -429,11 +437,17 @@ class HubTeacher(GivenTeacher):
 
 
 class FolderTeacher(GivenTeacher):
-    """A pretrained model in a local folder, as `save_pretrained` writes it."""
+    """A pretrained model in a local folder: as `save_pretrained` writes it, or a GGUF file."""
 
     source: Literal["folder"] = Field(description="The teacher lies in data_folder.")
     folder: DataFile = Field(
-        description="Its folder in data_folder: config, tokenizer and weights in safetensors."
+        description="Its folder in data_folder: config, tokenizer and weights in safetensors; or a "
+        "GGUF file."
+    )
+    gguf: GgufFile | None = Field(
+        None,
+        description="The GGUF file in that folder. It is dequantised once, to bfloat16 or to "
+        "save_precision; its tokenizer and chat template come along.",
     )
     files: Annotated[list[DataFile], Field(min_length=1)] = Field(
         description="Files of it that are read. Left out, those a model in safetensors has.",
@@ -772,8 +786,10 @@ class Evaluation(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Number format of the weights during evaluation."
     )
-    steps: Literal["all", "headline"] = Field(
-        "all", description="Which steps of the iskd arms are evaluated."
+    steps: Literal["all", "headline"] | Annotated[list[Positive], Field(min_length=1)] = Field(
+        "all",
+        description="Which steps of the iskd arms are evaluated: all, the headline step, or those "
+        "of a list.",
     )
     bootstrap: Bootstrap = Field(
         default_factory=Bootstrap,

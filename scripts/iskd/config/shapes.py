@@ -1,19 +1,16 @@
 """What a config may leave out about a given model: its family, its blocks, which of them go when.
 
-It is read from the model's own ``config.json`` and filled in before the config is checked, so that
-everything behind this sees, and records, a config that says all.
+It is read from the model's own ``config.json``, or its GGUF file's header, and filled in before the
+config is checked, so that everything behind this sees, and records, a config that says all.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from iskd.config import schema
 from iskd.config.schema import FILLED_IN, GIVEN, FamilyName
-from iskd.data.model_files import MODEL_FILES
 from iskd.errors import UserError
 
 # Half of the blocks for three tenths of the parameters, as the paper does in both of its models.
@@ -75,7 +72,9 @@ def fill_in_from(raw: Mapping[str, Any], recorded: Mapping[str, Any]) -> dict[st
 def names_a_model(section: Mapping[str, Any]) -> bool:
     """Tell whether a section says in the right form which model it means."""
     if section.get("source") == "folder":
-        return matches(schema.DataFile, section.get("folder"))
+        gguf = section.get("gguf")
+        right = gguf is None or matches(schema.GgufFile, gguf)
+        return right and matches(schema.DataFile, section.get("folder"))
     revision = section.get("revision")
     right = revision is None or matches(schema.Commit, revision)
     return right and matches(schema.HubId, section.get("model"))
@@ -135,46 +134,3 @@ def middle_out(blocks: int) -> list[int]:
     """Order a model's blocks from the middle outwards, so that the first and the last go last."""
     middle = (blocks - 1) / 2
     return sorted(range(blocks), key=lambda index: (abs(index - middle), index))
-
-
-def config_of_folder(folder: Path, where: str) -> dict[str, Any]:
-    """Read the ``config.json`` of a model's folder.
-
-    Args:
-        folder: the model's folder.
-        where: file and key, for messages.
-
-    Raises:
-        UserError: there is none, or it is broken.
-    """
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{where}: {path} is not there; put a model there as save_pretrained writes it"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        said = error.strerror if isinstance(error, OSError) else "no JSON"
-        raise UserError(f"{where}: {path}: {said}; save the model anew") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: {path}: no JSON object; save the model anew")
-    return found
-
-
-def files_of_folder(folder: Path, where: str) -> list[str]:
-    """List the files of a model's folder that are read.
-
-    Args:
-        folder: the model's folder.
-        where: file and key, for messages.
-
-    Raises:
-        UserError: it has no weights in safetensors.
-    """
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"{where}: {folder} has no weights in safetensors; save the model anew with "
-            f"save_pretrained (pickled weights are never loaded)"
-        )
-    return sorted({path.name for pattern in MODEL_FILES for path in folder.glob(pattern)})

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from iskd.config.schema import (
+    FolderTeacher,
     HubArm,
     HubCorpus,
     HubTask,
@@ -98,6 +99,13 @@ class StudyPlan(StudyTrainings):
     def hub_teachers(self) -> list[str]:
         """List the teachers that are fetched from the hub."""
         return [n for n, teacher in self.study.teachers.items() if isinstance(teacher, HubTeacher)]
+
+    def import_spec(self, teacher: str) -> dict[str, Any]:
+        """Parameters of ``import_model``; the precision only counts where weights are unpacked."""
+        settings = self.study.teachers[teacher]
+        assert isinstance(settings, FolderTeacher)  # noqa: S101 - the rule takes only these
+        kept = {"folder", "gguf", "family", "blocks"}
+        return settings.model_dump(include=kept | ({"save_precision"} if settings.gguf else set()))
 
     def hub_arms(self) -> list[str]:
         """List the arms that are finished models of the hub."""

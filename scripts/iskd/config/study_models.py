@@ -111,9 +111,11 @@ class StudyModels:
     def evaluated_steps(self, teacher: str, arm: Arm) -> list[int]:
         """List the steps at which an arm's models are evaluated."""
         steps = self.arm_steps(teacher, arm)
-        if isinstance(arm, IskdArm) and self.study.evaluation.steps == "headline":
-            return [step for step in steps if step == self.headline(teacher)]
-        return steps
+        asked = self.study.evaluation.steps
+        if not isinstance(arm, IskdArm) or asked == "all":
+            return steps
+        wanted = {self.headline(teacher)} if asked == "headline" else set(asked)
+        return [step for step in steps if step in wanted]
 
     def headline(self, teacher: str) -> int:
         """Give the step that the tables report."""

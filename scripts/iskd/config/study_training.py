@@ -103,14 +103,6 @@ class StudyTrainings(StudyModels):
             "headline": self.headline(model.teacher),
         }
 
-    def needs_teacher(self, model: ModelId) -> bool:
-        """Say whether a substitution listens to the teacher beside the model it changes."""
-        arm = self.study.arms[model.arm]
-        if not isinstance(arm, Replacing):
-            return False
-        listens = arm.objective.kl or arm.objective.hidden or arm.warm_start
-        return bool(listens) or "calibration" in self._start(model.teacher, model.arm)
-
     def _objective(self, objective: Objective) -> dict[str, Any]:
         """Give an objective without the keys that its weights make idle."""
         spec = objective.model_dump()
@@ -140,7 +132,9 @@ class StudyTrainings(StudyModels):
             block shall be like, see :meth:`request`; ``initialisation``, and ``calibration`` where
             the start is fitted; ``objective``; ``warm_start``; ``validation``, the sequences that a
             measured order is measured on; ``planned``, how many blocks are gone at the
-            step that tables report, where the sizes follow from a reduction.
+            step that tables report, where the sizes follow from a reduction;
+            ``save_precision``; and ``continued`` where the next step needs more than the published
+            weights.
         """
         arm = self.study.arms[model.arm]
         assert isinstance(arm, IskdArm)  # noqa: S101 - the rule makes only these
@@ -150,10 +144,25 @@ class StudyTrainings(StudyModels):
             "training": self.training(model.teacher, model.arm),
             "as_published": arm.as_published,
             **self._replacing_spec(model),
+            **self._saving_spec(model.teacher),
         }
         if order is None:
             spec["validation"] = arm.validation
+        teacher = self.study.teachers[model.teacher]
+        if self._may_be_rounded(teacher) and model.step < step_count(teacher):
+            # The next step trains on weights that no rounding has touched.
+            spec["continued"] = True
         return self._with_planned_steps(spec, model)
+
+    def _saving_spec(self, teacher: str) -> dict[str, Any]:
+        """Give the number format that models are published in; None for the teacher's own."""
+        return {"save_precision": self.study.teachers[teacher].save_precision}
+
+    @staticmethod
+    def _may_be_rounded(teacher: Teacher) -> bool:
+        """Say whether published weights may be less precise than those that are trained."""
+        usual = "float32" if isinstance(teacher, PretrainedHere) else None
+        return (teacher.save_precision or usual) != "float32"
 
     def _with_planned_steps(self, spec: dict[str, Any], model: ModelId) -> dict[str, Any]:
         """Add how many blocks are gone at the headline step, where the sizes depend on it."""
@@ -166,10 +175,11 @@ class StudyTrainings(StudyModels):
         """Parameters of a baseline: same parameters, same tokens as its reference.
 
         Returns:
-            ``training``, with the reference's epochs and sequences; ``validation``, sequences that
-            are not trained on, where the reference's order is measured. Where blocks are replaced:
-            ``replaced``, which, and what :meth:`substitution_spec` has of the new ones; theseus
-            also ``first`` and ``curriculum``. Otherwise, but for the tuned teacher, what decides
+            ``training``, with the reference's epochs and sequences; ``save_precision``;
+            ``validation``, sequences that are not trained on, where the reference's order is
+            measured. Where blocks are replaced: ``replaced``, which, and what
+            :meth:`substitution_spec` has of the new ones; theseus also ``first`` and
+            ``curriculum``. Otherwise, but for the tuned teacher, what decides
             the reference's size: ``replaced``, ``request``, ``planned``; ``objective``; and, each
             of one method: ``start`` and ``student``; ``match``, ``choose`` and ``calibration``.
         """
@@ -178,7 +188,10 @@ class StudyTrainings(StudyModels):
         reference = self.reference(model)
         matched = self.training(model.teacher, reference.arm)
         tokens = {key: matched[key] for key in ("epochs", "sequences")}
-        spec: dict[str, Any] = {"training": self.training(model.teacher, model.arm) | tokens}
+        spec: dict[str, Any] = {
+            "training": self.training(model.teacher, model.arm) | tokens,
+            **self._saving_spec(model.teacher),
+        }
         if self.order(reference) is None:
             # The sequences that the reference's order is measured on, it does not train on.
             spec["validation"] = self.study.arms[reference.arm].validation  # type: ignore[union-attr]
@@ -214,6 +227,7 @@ class StudyTrainings(StudyModels):
             "family": settings.family,
             "architecture": settings.architecture.model_dump(),
             "pretraining": settings.pretraining.model_dump(),
+            **self._saving_spec(teacher),
         }
 
     def _pretrained(self, teacher: str) -> PretrainedHere:

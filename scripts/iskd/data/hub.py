@@ -18,7 +18,7 @@ from filelock import FileLock
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from iskd.data.model_files import MODEL_FILES
+from iskd.data.model_folder import MODEL_FILES
 from iskd.errors import UserError
 from iskd.provenance.artifact import canonical_json, write_text
 

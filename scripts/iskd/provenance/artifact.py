@@ -150,6 +150,9 @@ def publish(
         run: how it happened: times, host, versions, device.
     """
     files = sorted(f for f in draft.rglob("*") if f.is_file())
+    for file in files:
+        # Some libraries write files that nobody else can read.
+        file.chmod(file.stat().st_mode & 0o111 | _usual_mode())
     made = {f.relative_to(draft).as_posix(): produced(f) for f in files}
     for file in files:
         flush(file)
@@ -171,6 +174,13 @@ def publish(
         raise
     flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _usual_mode() -> int:
+    """Give the mode that a file gets from the umask."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def read_manifest(path: Path) -> Statement:

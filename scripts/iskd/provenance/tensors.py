@@ -7,11 +7,15 @@ and place), the tensors (https://huggingface.co/docs/safetensors, "Format").
 import hashlib
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 # The library itself refuses longer headers.
 MAX_HEADER_BYTES = 100_000_000
+MASTER = "master.safetensors"
+"""The float32 weights that the next step of a chain trains on, beside rounded published ones."""
 _CHUNK = 2**20
 
 
@@ -28,6 +32,42 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as stream:
         header, _ = _header(stream, path)
     return {name: tuple(about["shape"]) for name, about in header.items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that hold a model's weights: one, or the shards of a larger model."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def dominant_dtype(paths: Iterable[Path]) -> str:
+    """Give the number format that most of the numbers in some files have, as headers name it.
+
+    Raises:
+        TensorsError: a file is no safetensors file, or there are no numbers.
+    """
+    counts: Counter[str] = Counter()
+    for path in paths:
+        with path.open("rb") as stream:
+            header, _ = _header(stream, path)
+        for about in header.values():
+            counts[about["dtype"]] += math.prod(about["shape"])
+    if not counts:
+        raise TensorsError("there are no weights")
+    return counts.most_common(1)[0][0]
+
+
+def check_complete(path: Path) -> None:
+    """Check that a file is as long as its header says, without reading the tensors.
+
+    Raises:
+        TensorsError: it is no safetensors file, or cut short.
+    """
+    with path.open("rb") as stream:
+        header, start = _header(stream, path)
+    needed = start + max((about["data_offsets"][1] for about in header.values()), default=0)
+    size = path.stat().st_size
+    if size < needed:
+        raise TensorsError(f"{path.name} is cut short: {size} of {needed} bytes are there")
 
 
 def count_parameters(path: Path) -> int:

@@ -114,9 +114,12 @@ def fine_tune(
         reporter.per_sequence[None] = count()  # as long as the model is whole
         trained, groups = twin_of(model, groups)
     optimizer = make_optimizer(settings["optimizer"], groups, beta2=settings["beta2"])
+    _tell_of_bfloat16(settings["precision"])
     stop = StopRequest()
-    listening = nullcontext() if work is None else stop.listening()
-    with tempfile.TemporaryDirectory() as scratch, listening:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        nullcontext() if work is None else stop.listening(),
+    ):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         states = states_of(work, device) if work is not None else None
         args = _arguments(model, settings, seed, steps, str(states.path if states else scratch))
@@ -151,6 +154,18 @@ def fine_tune(
         raise UserError(f"after {steps} steps the weights are no numbers; {LOWER_RATE}")
     model.eval()
     return reporter.history
+
+
+def _tell_of_bfloat16(precision: str) -> None:
+    """Say in the log where a training in float32 leaves a processor's bfloat16 unused."""
+    if precision != "float32" or torch.cuda.is_available():
+        return
+    found = torch.cpu.get_capabilities()
+    if found.get("avx512_bf16") or found.get("amx_bf16"):
+        log.info(
+            "this processor has instructions for bfloat16, with which a large model trains up to "
+            "four times as fast: set precision: bfloat16 in the training settings"
+        )
 
 
 @contextmanager
