@@ -10,10 +10,14 @@ LONG := tests/workflow/test_contributing.py tests/workflow/test_module.py
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-study test-audit test-slurm test-chaos test-gpu bench lint lock docs clean
+.PHONY: demo real test test-study test-audit test-slurm test-chaos test-gpu bench lint lock docs clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
+
+real: $(STAMP)  ## a real model, SmolLM2-135M, on real text: under two hours on two cores, see docs/smollm2.md
+	$(BIN)/python tools/fetch_smollm2.py
+	$(BIN)/snakemake --cores $(CORES) --configfile config/smollm2.yaml
 
 test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smallest study
 	$(PYTEST) $(LONG:%=--ignore=%)
@@ -41,8 +45,8 @@ bench: $(STAMP)  ## evaluation, training, compressed models and the workflow its
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.growth
 
 lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
-	$(BIN)/ruff format --check scripts tests
-	$(BIN)/ruff check scripts tests
+	$(BIN)/ruff format --check scripts tests tools
+	$(BIN)/ruff check scripts tests tools
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint

@@ -11,10 +11,22 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     from iskd.paper.card import model_card
     from iskd.paper.metrics import read_metrics
+    from iskd.provenance.artifact import read_manifest
+    from iskd.provenance.tensors import dominant_dtype, weight_files
 
     spec = job.params["spec"]
     metrics, measurements = (
         read_metrics(Path(job.inputs[name])) for name in ("metrics", "measurements")
     )
-    text = model_card(metrics, measurements, spec["model"], spec["headline"], spec)
+    stored = dominant_dtype(weight_files(job.folder("checkpoint")))
+    teacher = read_manifest(job.folder("teacher")).summary
+    text = model_card(
+        metrics,
+        measurements,
+        spec["model"],
+        spec["headline"],
+        spec,
+        stored=stored,
+        origin={key: teacher[key] for key in ("gguf", "quantization") if key in teacher},
+    )
     (job.out / "README.md").write_text(text, encoding="utf-8")

@@ -67,4 +67,5 @@ def _asked(job: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(planned(Path(sys.argv[1]).resolve()), sort_keys=True))
+    # In the order of the config: that of arms and tasks is that of rows and columns.
+    print(json.dumps(planned(Path(sys.argv[1]).resolve())))

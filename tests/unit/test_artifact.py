@@ -59,6 +59,18 @@ def state(folder: Path) -> str:
     return content
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read(tmp_path: Path, mask: int, mode: int) -> None:
+    draft = staging_folder(tmp_path / "a")
+    (draft / "weights").touch(mode=0o600)
+    before = os.umask(mask)
+    try:
+        publish(draft, tmp_path / "a", asked=asked(rule="r"), summary={}, run={})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {mode}
+
+
 def test_a_manifest_tells_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
     build(tmp_path / "deep" / "art")
     manifest = read_manifest(tmp_path / "deep" / "art")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
 from iskd.data.corpus import token_blocks, train_tokenizer
@@ -13,11 +14,15 @@ from iskd.models import CompactSizes, parameter_count, replace_block
 from iskd.models.folder import (
     adopt_model,
     adopt_reference,
+    checkpoint_bytes,
     load_config,
     load_model,
+    load_to_train,
     load_tokenizer,
+    published_dtype,
     save_model,
 )
+from iskd.provenance.tensors import MASTER, weight_files
 from iskd.training.pretrain import pretrain
 from tests.unit.conftest import FAMILIES, POSITIONS, MakeModel
 
@@ -79,6 +84,95 @@ def test_a_fetched_model_ends_with_one_file_of_weights(
     read = load_model(tmp_path).cpu()
     for name, value in model.state_dict().items():
         assert torch.equal(value, read.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compressed_model_keeps_its_teachers_number_format(
+    family: str, tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    teacher, smaller = tmp_path / "teacher", tmp_path / "smaller"
+    save_model(tiny_model(family).to(torch.bfloat16), tokenizer, teacher)
+    assert published_dtype(teacher) == torch.bfloat16
+    model = load_model(teacher).cpu()
+    assert model.dtype == torch.float32
+    model, _ = replace_block(model, 1, CompactSizes(8, 1, 2, 8, POSITIONS), "paper", seed=1)
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    save_model(model, tokenizer, smaller, like=teacher)
+    assert checkpoint_bytes(smaller) < checkpoint_bytes(teacher)
+    assert load_config(smaller).dtype == torch.bfloat16
+    for name, value in load_model(smaller).state_dict().items():
+        assert torch.equal(value.cpu(), trained[name].bfloat16().float()), name
+
+
+def test_another_precision_may_be_asked_for(
+    tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tiny_model("llama"), tokenizer, tmp_path / "teacher")
+    for precision in ("float16", "bfloat16", "float32"):
+        out = tmp_path / precision
+        model = tiny_model("llama")
+        save_model(model, tokenizer, out, like=tmp_path / "teacher", precision=precision)
+        assert published_dtype(out) == getattr(torch, precision)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_next_step_trains_on_weights_that_were_not_rounded(
+    family: str, tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = tiny_model(family)
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    save_model(model, tokenizer, tmp_path, precision="bfloat16", keep_master=True)
+    assert published_dtype(tmp_path) == torch.bfloat16
+    for name, value in load_to_train(tmp_path).state_dict().items():
+        assert torch.equal(value.cpu(), trained[name]), name
+    # What is rounded to nothing needs no second copy.
+    save_model(tiny_model(family), tokenizer, tmp_path / "plain", keep_master=True)
+    assert not (tmp_path / "plain" / MASTER).exists()
+
+
+def test_master_weights_of_another_model_are_refused(
+    tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    save_model(tiny_model("llama"), tokenizer, tmp_path, precision="bfloat16")
+    save_file({"a": torch.zeros(1)}, tmp_path / MASTER)
+    with pytest.raises(RuntimeError, match="not the weights of the model beside it"):
+        load_to_train(tmp_path)
+
+
+def test_template_and_generation_config_come_along(
+    tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Even a config that the library would not write: a temperature, and nothing is drawn."""
+    teacher, smaller = tmp_path / "teacher", tmp_path / "smaller"
+    tokenizer.save_pretrained(teacher)
+    own = load_tokenizer(teacher)
+    own.chat_template = "{{ messages[0]['content'] }}"
+    save_model(tiny_model("llama"), own, teacher)
+    given = '{"do_sample": false, "temperature": 0.6, "eos_token_id": [0, 1]}'
+    (teacher / "generation_config.json").write_text(given)
+    save_model(tiny_model("llama"), load_tokenizer(teacher), smaller, like=teacher)
+    assert load_tokenizer(smaller).chat_template == own.chat_template
+    assert (smaller / "generation_config.json").read_text() == given
+    assert load_model(smaller).generation_config.eos_token_id == [0, 1]
+
+
+def test_large_weights_are_sharded_and_read_again(
+    tmp_path: Path,
+    tiny_model: MakeModel,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("iskd.models.folder.SHARD_BYTES", 20_000)
+    model = tiny_model("llama")
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    save_model(model, tokenizer, tmp_path)
+    assert len(weight_files(tmp_path)) > 1
+    assert not (tmp_path / "model.safetensors").exists()
+    assert adopt_model(tmp_path, family="llama", blocks=3) == model.num_parameters()
+    assert len(weight_files(tmp_path)) > 1
+    assert checkpoint_bytes(tmp_path) > 4 * model.num_parameters()
+    for name, value in load_model(tmp_path).state_dict().items():
+        assert torch.equal(value.cpu(), trained[name]), name
 
 
 def test_a_fetched_model_must_be_what_the_config_says(

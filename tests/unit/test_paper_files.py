@@ -202,7 +202,13 @@ def test_a_card_holds_the_numbers_and_the_hubs_metadata(
     model = {"teacher": "gpt2", "arm": "iskd", "seed": 17, "step": 6}
     spec = {"study": "synthetic", "method": "iskd", "base_model": "openai-community/gpt2"}
     spec |= {"corpus": "TinyStories"}
-    card = ModelCard(model_card(metrics, measurements, model, HEADLINE, {**spec, "datasets": []}))
+    card = ModelCard(
+        model_card(
+            *(metrics, measurements, model, HEADLINE, {**spec, "datasets": []}),
+            stored="BF16",
+            origin={"gguf": "my.gguf", "quantization": "Q4_0 (3 tensors)"},
+        )
+    )
     data = card.data.to_dict()
     assert (data["base_model"], data["library_name"]) == ("openai-community/gpt2", "transformers")
     results = data["model-index"][0]["results"]

@@ -188,6 +188,12 @@ def model_and_teacher(wildcards):
     return evaluated_model(wildcards) | beside
 
 
+def teacher_manifest(wildcards):
+    """Find the manifest of the teacher that a model was made from."""
+    teacher = PLAN.teacher_model(ModelId.parse(wildcards.model).teacher)
+    return model_inputs("teacher", teacher)["teacher"]
+
+
 def heldout_inputs(wildcards):
     """Give the model, its teacher, and the tokens of the text."""
     teacher = ModelId.parse(wildcards.model).teacher

@@ -330,6 +330,7 @@ rule model_card:
         **metrics_file(),
         **measurements_file(),
         checkpoint="<results>/{maker}/{model}/manifest.json",
+        teacher=teacher_manifest,
     output:
         "<results>/model_card/{maker}/{model}/README.md",
         beside="<results>/{maker}/{model}/README.md",

@@ -12,6 +12,7 @@ from iskd.paper.layout import escape_markdown, markdown_rows
 from iskd.paper.metrics import CHANCE, measure
 from iskd.paper.style import task_title
 
+_FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _USE = """\
 ```python
 import iskd  # tells transformers about compact blocks
@@ -29,6 +30,9 @@ def model_card(
     model: Mapping[str, Any],
     headline: Mapping[str, str],
     spec: Mapping[str, Any],
+    *,
+    stored: str,
+    origin: Mapping[str, str],
 ) -> str:
     """Write the card of one model as Markdown with the hub's metadata on top.
 
@@ -39,6 +43,9 @@ def model_card(
         headline: for each task the metric to quote in the metadata.
         spec: ``study``, ``method``, ``base_model`` (an id of the hub, or None), ``corpus`` (in
             words), ``datasets`` (ids of the hub).
+        stored: number format of the weights, as a safetensors header names it.
+        origin: where the teacher was unpacked from a GGUF file, its name ``gguf`` and what the
+            ``quantization`` was; else empty.
     """
     rows = pd.concat([_rows_of(frame, model) for frame in (metrics, measurements)])
     own = rows[rows["task"].isin(list(headline))]
@@ -73,6 +80,8 @@ def model_card(
             f"{spec['method']} (arm {escape_markdown(str(model['arm']))}, step {model['step']}"
             f"{seed}) in the study {spec['study']}. Corpus: {escape_markdown(spec['corpus'])}.",
             "",
+            *_stored(stored, origin),
+            "",
             "## Use",
             "",
             _USE.rstrip(),
@@ -95,6 +104,19 @@ def model_card(
         ]
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _stored(stored: str, origin: Mapping[str, str]) -> list[str]:
+    """Say in which number format the weights are, and what they were before."""
+    name = _FORMATS.get(stored, stored)
+    lines = [f"The weights are stored in {name}."]
+    if origin:
+        lines.append(
+            f"The teacher was unpacked from {escape_markdown(origin['gguf'])}, whose tensors are "
+            f"stored as {escape_markdown(origin['quantization'])}: what that quantisation lost is "
+            "lost in the teacher's own numbers, too."
+        )
+    return lines
 
 
 def _rows_of(metrics: pd.DataFrame, model: Mapping[str, Any]) -> pd.DataFrame:

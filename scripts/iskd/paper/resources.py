@@ -13,10 +13,11 @@ from iskd.paper.metrics import aggregate, tidy
 from iskd.paper.tables import MODEL, in_order, key_columns, save_table
 
 EFFICIENCY_NOTE = (
-    "Size on disk: the weights as saved. FLOPs/token: of a forward pass, computed. Memory, prefill "
-    "and decoding are measured, teacher and model in turn in the same job; × is the median of the "
-    "paired ratios model / teacher, in brackets the smallest and the largest repeat. A speed above "
-    "1 is faster than the teacher, memory below 1 is less."
+    "Size on disk: the weights as published, in the teacher's number format (32 bits: float32; 16: "
+    "bfloat16 or float16) unless save_precision says otherwise. FLOPs/token: of a forward pass, "
+    "computed. Memory, prefill and decoding are measured, teacher and model in turn in the same "
+    "job; × is the median of the paired ratios model / teacher, in brackets the smallest and the "
+    "largest repeat. A speed above 1 is faster than the teacher, memory below 1 is less."
 )
 """What the columns of `efficiency_table` mean."""
 
@@ -122,6 +123,9 @@ def _wide(
 def efficiency_columns(frame: pd.DataFrame) -> list[Column]:
     """Give the columns of `efficiency_table` for readers."""
     columns = [*key_columns(frame), *(_fact(frame, *fact) for fact in _FACTS)]
+    sizes = zip(frame["model/checkpoint_bytes"], frame["model/parameters"], strict=True)
+    stored = ["" if pd.isna(size) else f"{8 * size / count:.0f}" for size, count in sizes]
+    columns.append(Column("", "Stored with", "bits/weight", stored))
     for name in [n for n in frame.columns if re.fullmatch(r"efficiency/\w+_b\d+", n)]:
         metric = name.partition("/")[2]
         kind, _, size = metric.partition("_b")

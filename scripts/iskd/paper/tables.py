@@ -82,7 +82,7 @@ def main_table(
     Args:
         metrics: a frame of `iskd.paper.metrics.read_metrics`.
         headline: for each task the metric to show, in order; the held-out loss comes last,
-            wherever it was measured.
+            wherever it was measured, and behind it the loss on texts beside the corpus.
         chance: for some tasks the score of a random choice, a fraction.
         claims: numbers to print beside ours, as the config has them: teacher, task, metric,
             reduction and retention (fractions), source.
@@ -104,6 +104,7 @@ def main_table(
     checked = tidy(metrics)
     table = aggregate(checked)
     panels = _with_claimed(headline_panels(checked, headline), checked, claims)
+    panels += other_texts(checked, headline)
     # Not every task need be run with every seed: the column says how many seeds there are at most.
     frame = table.groupby(MODEL, as_index=False)[["seeds", "reduction"]].max()
     sizes = values_of(table, *PARAMETERS)[[*MODEL, "value"]]
@@ -119,6 +120,16 @@ def main_table(
     order_of_columns = [*MODEL, "seeds", "parameters", "reduction"]
     tasks = [name for name in frame.columns if "/" in name]
     return _with_claims(frame[order_of_columns + tasks].astype(whole), claims)
+
+
+def other_texts(metrics: pd.DataFrame, headline: Mapping[str, str]) -> list[tuple[str, str]]:
+    """List the losses on texts beside the corpus, in the table's order: what was forgotten."""
+    losses = metrics.loc[metrics["metric"] == HELDOUT[1], "task"]
+    return [
+        (task, HELDOUT[1])
+        for task in dict.fromkeys(losses)
+        if task != HELDOUT[0] and task not in headline
+    ]
 
 
 def at_headline(metrics: pd.DataFrame, headline_step: Mapping[str, int]) -> pd.DataFrame:
