@@ -18,10 +18,15 @@ def model(tmp_path: Path) -> Path:
     """A folder that holds all that is looked at."""
     folder = tmp_path / "my-model"
     folder.mkdir()
+    whole_folder(folder)
+    return folder
+
+
+def whole_folder(folder: Path) -> None:
+    """Write what a plan looks at: no model that could be loaded."""
     write(folder / "config.json", {"model_type": "llama", "num_hidden_layers": 2})
     write(folder / "tokenizer.json", {})
     save_file({"a": torch.zeros(100)}, folder / "model.safetensors")
-    return folder
 
 
 def write(path: Path, content: object) -> None:
@@ -93,14 +98,13 @@ def index_that_leads_out(folder: Path) -> None:
 
 
 def gptq(folder: Path) -> None:
-    write(
-        folder / "config.json",
-        {"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}},
-    )
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    write(folder / "config.json", {"model_type": "llama", "num_hidden_layers": 2, **quantised})
 
 
 def awq(folder: Path) -> None:
-    write(folder / "config.json", {"quantization_config": {"quant_method": "awq"}})
+    quantised = {"quantization_config": {"quant_method": "awq"}}
+    write(folder / "config.json", {"model_type": "llama", "num_hidden_layers": 2, **quantised})
 
 
 def adapter(folder: Path) -> None:

@@ -1,14 +1,17 @@
-"""A config that leaves family and blocks to the model: the hub is asked once, at the first plan."""
+"""Models that are given: the hub is asked once, and what is wrong with a folder is one line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.hub_standin import HubStandin
+from tests.unit.test_model_folder import BAD, whole_folder
 
 from .conftest import Clone, make_clone
 
+CLOZE = "heldout, kind: cbt_context}}"
 CONFIG = ("--configfile", "config/compress.yaml")
 
 
@@ -66,4 +69,26 @@ def test_no_network(clone: Clone) -> None:
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
     assert "family and blocks are left out, so the hub is asked: a/b could not be fetched" in line
+    assert not (clone.folder / "results").exists()
+
+
+@pytest.mark.parametrize(("spoil", "said"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_bad_folder_is_told_by_a_dry_run(
+    clone: Clone, spoil: Callable[[Path], None], said: str
+) -> None:
+    folder = clone.folder / "data/my-model"
+    folder.mkdir()
+    whole_folder(folder)
+    path = clone.folder / "config/compress.yaml"
+    config = path.read_text(encoding="utf-8").replace("source: hub", "source: folder")
+    config = config.replace("tasks: {hellaswag: {source: lm_eval}, lambada_openai", "tasks: {own")
+    config = config.replace("model: a/b", "folder: my-model").replace("lm_eval}}", CLOZE)
+    path.write_text(config, encoding="utf-8")
+    spoil(folder)
+    done = clone.snakemake("-n", *CONFIG)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
+    assert line.startswith("config/compress.yaml: teachers.model.folder: ")
+    assert said in line
+    assert "Traceback" not in done.stderr
     assert not (clone.folder / "results").exists()

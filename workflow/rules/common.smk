@@ -128,8 +128,13 @@ def tidy_results():
         return  # no right to write here: the results are only looked at
     if lock is not None:
         sweep(results)
-        for file in put_aside_incomplete(results):
-            print(f"{file} is missing, so it is made again", file=sys.stderr)
+        missing = put_aside_incomplete(results)
+        if missing:
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            print(
+                f"missing, so their artifacts count as not made: {missing[0]}{more}",
+                file=sys.stderr,
+            )
         settle_times(results)
         os.close(lock)
 
