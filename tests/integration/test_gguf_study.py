@@ -7,7 +7,6 @@ template, generation config, readable files.
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,7 +81,7 @@ def small_config() -> str:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone in which the study was run, by somebody whose files their group may read."""
     clone = make_clone(tmp_path_factory.mktemp("gguf") / "clone")
     (clone.folder / "config/small.yaml").write_text(small_config(), encoding="utf-8")

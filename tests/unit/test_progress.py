@@ -1,14 +1,23 @@
 """How far a study is, from Snakemake's events; and what is said at its end."""
 
 import io
+import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iskd import progress
-from iskd.progress import Failed, StudyProgress, bar, closing_words, in_words
+from iskd import study_progress
+from iskd.progress import bar
+from iskd.study_progress import (
+    Failed,
+    StudyProgress,
+    closing_words,
+    earlier_seconds,
+    in_words,
+)
 
 
 class Clock:
@@ -23,7 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(study_progress, "time", clock)
     return clock
 
 
@@ -152,3 +161,76 @@ def test_the_end_says_where_things_are(tmp_path: Path) -> None:
     assert "2 figures, 1 tables, 2 models" in said
     for path in ("paper/figure_tradeoff_toy.png", "paper/table_main.md", f"{step}/"):
         assert path in said
+
+
+RECORDED = sorted((Path(__file__).parent / "recorded_runs").glob("*.jsonl"))
+"""Runs on two cores as their reports tell them: rule, begin and end of each job, in seconds."""
+
+
+def replayed(run: list[tuple[str, float, float]], clock: Clock) -> dict[float, float]:
+    """Tell a study's progress the events of a run, and give what it said was left, by time."""
+    handler = StudyProgress("mine", io.StringIO())
+    stats = Counter(rule for rule, _, _ in run)
+    tell(handler, "run_info", stats={**stats, "all": 1, "total": len(run) + 1})
+    events = [(begin_at, 1, number) for number, (_, begin_at, _) in enumerate(run)]
+    events += [(end_at, 0, number) for number, (_, _, end_at) in enumerate(run)]
+    zero, said = clock.now, {}
+    waiting = set(range(len(run)))
+    for moment, begins, number in sorted(events):
+        clock.now = zero + moment
+        if begins:
+            begin(handler, number, run[number][0])
+        elif number in waiting:
+            tell(handler, "job_finished", job_id=number)
+        left = handler.seconds_left()
+        if left is not None:
+            said[moment] = left
+    return said
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+def test_from_the_second_minute_on_the_time_left_is_true_within_a_factor_of_two(
+    file: Path, clock: Clock
+) -> None:
+    run = [tuple(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    end = max(end_at for _, _, end_at in run)
+    said = replayed(run, clock)
+    judged = {at: left for at, left in said.items() if at >= 60 and end - at >= 45}
+    assert judged, "the run is too short"
+    wrong = {
+        at: (left, end - at)
+        for at, left in judged.items()
+        if not 0.5 <= (left + 10) / (end - at + 10) <= 2
+    }
+    assert wrong == {}
+
+
+def test_a_long_training_does_not_count_for_all(clock: Clock) -> None:
+    handler = StudyProgress("mine", io.StringIO())
+    tell(handler, "run_info", stats={"pretrain_teacher": 1, "prepare_task": 1, "evaluate": 10})
+    for number, (rule, seconds) in enumerate([("pretrain_teacher", 130), ("prepare_task", 2)]):
+        begin(handler, number, rule)
+        clock.now += seconds
+        tell(handler, "job_finished", job_id=number)
+    # The median of both rules, and no evaluation was seen.
+    assert handler.seconds_left() == pytest.approx(10 * 66)
+    begin(handler, 2, "evaluate")
+    clock.now += 5
+    tell(handler, "job_finished", job_id=2)
+    assert handler.seconds_left() == pytest.approx(9 * 5)
+
+
+def test_earlier_calls_tell_how_long_jobs_take(tmp_path: Path, clock: Clock) -> None:
+    folder = tmp_path / "evaluate" / "toy"
+    folder.mkdir(parents=True)
+    (folder / "cbt.jsonl").write_text('{"s": 4.0}\n{"s": 8.0}\n')
+    (folder / "half.jsonl").write_text('{"s": 4.')
+    (tmp_path / "split_corpus.jsonl").write_text('{"s": 1.0}\n')
+    assert earlier_seconds(tmp_path) == {"evaluate": 6.0, "split_corpus": 1.0}
+    assert earlier_seconds(tmp_path / "none") == {}
+    handler = StudyProgress("mine", io.StringIO(), tmp_path)
+    tell(handler, "run_info", stats={"evaluate": 3, "prepare_task": 1})
+    begin(handler, 1, "prepare_task")
+    clock.now += 2
+    tell(handler, "job_finished", job_id=1)
+    assert handler.seconds_left() == pytest.approx(18)

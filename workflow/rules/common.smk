@@ -38,10 +38,10 @@ from iskd.config.study_models import ModelId
 from iskd.devices import visible_gpus
 from iskd.errors import UserError
 from iskd.locks import read_holder, take_lock
-from iskd.progress import StudyProgress, closing_words
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.presence import put_aside_incomplete
 from iskd.provenance.times import settle_times
+from iskd.study_progress import StudyProgress, closing_words
 from iskd.training.state import sweep
 
 # The name under which another workflow uses this one, if one does. (`is_module` is always true.)
@@ -146,7 +146,9 @@ HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
 
 STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")
 
-PROGRESS = StudyProgress(STUDY.study)
+PROGRESS = StudyProgress(
+    STUDY.study, benchmarks=results_folder(STUDY.study) / "benchmarks"
+)
 
 
 def say_what_failed():
