@@ -231,6 +231,9 @@ def check_table(paper: Paper, table: str) -> int:
             assert close(float(text or "nan"), wanted), (table, row["arm"], column, text, wanted)
             known.append(wanted)
             counted += 1
+        if table == "efficiency":
+            size, count = (float(row[f"model/{n}"]) for n in ("checkpoint_bytes", "parameters"))
+            known.append(8 * (size // count))
         if row["arm"] == "teacher":
             known.append(1.0)  # what the others' ratios are to
         for cell in cells:

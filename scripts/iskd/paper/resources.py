@@ -124,7 +124,8 @@ def efficiency_columns(frame: pd.DataFrame) -> list[Column]:
     """Give the columns of `efficiency_table` for readers."""
     columns = [*key_columns(frame), *(_fact(frame, *fact) for fact in _FACTS)]
     sizes = zip(frame["model/checkpoint_bytes"], frame["model/parameters"], strict=True)
-    stored = ["" if pd.isna(size) else f"{8 * size / count:.0f}" for size, count in sizes]
+    # Formats have whole bytes; what is beyond them is the files' headers.
+    stored = ["" if pd.isna(size) else f"{8 * int(size // count)}" for size, count in sizes]
     columns.append(Column("", "Stored with", "bits/weight", stored))
     for name in [n for n in frame.columns if re.fullmatch(r"efficiency/\w+_b\d+", n)]:
         metric = name.partition("/")[2]
