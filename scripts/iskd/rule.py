@@ -166,8 +166,8 @@ def set_environment(threads: int, *, network: bool) -> None:
 def keep_freed_memory() -> None:
     """Have the C library keep what large tensors leave, where it is glibc.
 
-    It would hand every large block back to the system and ask for it anew, page by page: a fifth
-    of a training step of 135 million parameters on a processor.
+    It would hand every large block back to the system and ask for it anew, page by page, which
+    costs a training of 135 million parameters on a processor a good part of its time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -84,8 +84,12 @@ def plans():
 
 
 def headline_models():
-    """List the models that a study is about, so that a deleted one is made again."""
-    return [f"{model_folder(model)}/manifest.json" for model in PLAN.carded()]
+    """List the models that a study is about and their cards, so that a deleted one is made again."""
+    return [
+        f"{model_folder(model)}/{name}"
+        for model in PLAN.carded()
+        for name in ("manifest.json", "README.md")
+    ]
 
 
 def local_file(name):
