@@ -182,6 +182,12 @@ def test_it_is_audited(clone: Clone) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("place", [HEADLINES[1], HEADLINES[3]])
+def test_an_artifact_of_a_study_of_local_files_is_made_again(clone: Clone, place: str) -> None:
+    done = clone.iskd("reproduce", f"results/smollm2/{place}")
+    assert f"BITWISE {place}" in done.stdout, done.stdout + done.stderr
+
+
 # Folders of each kind, files that rules name and files that only manifests name.
 DELETED = [
     HEADLINES[1],

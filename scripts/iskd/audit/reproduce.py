@@ -296,7 +296,9 @@ def _has_resumed(artifact: Path) -> bool:
 
 def _environment(top: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
-    return kept | {"PYTHONPATH": str(top / "scripts"), "PYTHONHASHSEED": "0"}
+    # The local files of a study are not here, and no job that is made again reads one.
+    alone = {"ISKD_PLAN_ONLY": "1"}
+    return kept | alone | {"PYTHONPATH": str(top / "scripts"), "PYTHONHASHSEED": "0"}
 
 
 def no_network() -> Sequence[str]:

@@ -67,11 +67,14 @@ _OTHER_DASHES = ((2.5, 1), (8, 2), (1, 1), (5, 1, 1, 1))
 _ACRONYMS = frozenset({"iskd", "kd", "kl", "l1", "lm", "mse", "svd"})
 
 _TASK_TITLES = {
+    "arc_easy": "ARC-easy",
+    "arc_challenge": "ARC-challenge",
     "cbt_context": "CBT, with context",
     "cbt_question": "CBT, question only",
     "hellaswag": "HellaSwag",
     "heldout": "Held-out text",
     "lambada_openai": "LAMBADA",
+    "piqa": "PIQA",
     "wikitext": "WikiText",
 }
 
