@@ -150,7 +150,7 @@ def test_known_arms_look_the_same_in_any_company() -> None:
 def test_names_for_readers() -> None:
     assert arm_styles(["iskd_kl"])["iskd_kl"].label == "ISKD KL"
     assert arm_styles(["random_order"])["random_order"].label == "Random order"
-    assert (task_title("hellaswag"), task_title("arc_easy")) == ("HellaSwag", "arc easy")
+    assert (task_title("arc_easy"), task_title("my_task")) == ("ARC-easy", "my task")
 
 
 def test_dollar_signs_are_no_formula(metrics: pd.DataFrame) -> None:
