@@ -50,3 +50,13 @@ def test_work_in_hand_is_left_alone(results: Path) -> None:
     (results / "rule/.one.partial-1/inner/b.txt").unlink()
     assert put_aside_incomplete(results) == []
     assert (results / "rule/.one.partial-1" / MANIFEST).exists()
+
+
+def test_an_artifact_that_is_put_there_in_this_moment_stays(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([[results / "rule/one/inner/b.txt"], [], []])
+    monkeypatch.setattr("iskd.provenance.presence._lost", lambda _: next(answers))
+    assert put_aside_incomplete(results) == []
+    assert (results / "rule/one" / MANIFEST).exists()
+    assert not (results / "rule/one" / INCOMPLETE).exists()

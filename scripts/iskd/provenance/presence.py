@@ -6,6 +6,7 @@ model and by what its teacher had; only its manifest knows.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from iskd.provenance.artifact import MANIFEST, read_manifest
@@ -27,21 +28,30 @@ def put_aside_incomplete(results: Path) -> list[Path]:
     """
     missing = []
     for manifest in list(_manifests(results)):
-        folder = manifest.parent
         try:
-            names = list(read_manifest(manifest).files)
+            lost = _lost(manifest)
         except (OSError, ValueError):
             continue  # no manifest of ours
-        lost = [folder / name for name in names if not (folder / name).exists()]
+        # A job that has outlived its Snakemake may put a new artifact there in this moment.
+        with suppress(FileNotFoundError):
+            if lost and manifest.name == MANIFEST:
+                aside = manifest.rename(manifest.with_name(INCOMPLETE))
+                lost = _lost(aside)
+                if not lost:
+                    aside.rename(manifest)
+            elif not lost and manifest.name == INCOMPLETE:
+                if manifest.with_name(MANIFEST).exists():
+                    manifest.unlink()
+                else:
+                    manifest.rename(manifest.with_name(MANIFEST))
         missing += lost
-        if lost and manifest.name == MANIFEST:
-            manifest.rename(folder / INCOMPLETE)
-        elif not lost and manifest.name == INCOMPLETE:
-            if (folder / MANIFEST).exists():
-                manifest.unlink()
-            else:
-                manifest.rename(folder / MANIFEST)
     return missing
+
+
+def _lost(manifest: Path) -> list[Path]:
+    """List the files that a manifest names and that are not beside it."""
+    named = (manifest.parent / name for name in read_manifest(manifest).files)
+    return [file for file in named if not file.exists()]
 
 
 def _manifests(results: Path) -> Iterator[Path]:
