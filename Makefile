@@ -53,7 +53,7 @@ lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
 
 docs: $(STAMP)  ## write what is generated from code: the config's schema, its table of keys, the rule graph
 	$(BIN)/python -m iskd.config
-	$(BIN)/python workflow/rulegraph.py
+	$(BIN)/python tools/rulegraph.py
 
 lock:  ## solve envs/requirements.in anew
 	PYTHON=$(PYTHON) envs/lock.sh

@@ -13,6 +13,6 @@ with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics, reductions_of, write_metrics
 
     metrics = read_metrics(Path(job.inputs["metrics"]))
-    rows = collect_measurements(job.inputs, job.params["spec"], reductions_of(metrics))
+    rows = collect_measurements(job.inputs, job.params, reductions_of(metrics))
     write_metrics(rows, job.out / "measurements.csv")
     job.summary |= {"rows": len(rows)}

@@ -11,6 +11,6 @@ with run_rule(snakemake) as job:
     from iskd.evaluation.collect import collect
     from iskd.paper.metrics import write_metrics
 
-    rows = collect(job.inputs, job.params["spec"])
+    rows = collect(job.inputs, job.params)
     write_metrics(rows, job.out / "metrics.csv")
     job.summary |= {"rows": len(rows)}

@@ -9,17 +9,17 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.baselines.student import make_student
-    from iskd.baselines.tuning import tune_and_save
+    from iskd.baselines.tuning import tune_and_publish
     from iskd.models.folder import load_model
     from iskd.models.planning import matched_parameters
     from iskd.provenance.artifact import canonical_json
+    from iskd.settings import SizeRequest
 
-    spec = job.params["spec"]
     teacher = load_model(job.folder("teacher"))
-    target = matched_parameters(teacher.config, spec)
-    model, facts = make_student(
-        teacher, target, start=spec["start"], shape=spec["student"], seed=job.seed
+    target = matched_parameters(
+        teacher.config, SizeRequest.of(job.params["sizes"]), job.params["reference_blocks"]
     )
-    tune_and_save(job, model, new=[model])
+    model, facts = make_student(teacher, target, **job.params["student"], seed=job.seed)
+    tune_and_publish(job, model, compact=[model])
     (job.out / "student.json").write_text(canonical_json(facts), encoding="utf-8")
     job.summary |= {"target": target}

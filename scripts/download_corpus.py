@@ -11,10 +11,9 @@ with run_rule(snakemake, network=True) as job:
     from iskd.data.hub import fetch_texts, locked_revision
     from iskd.data.texts import write_texts
 
-    spec = job.params["spec"]
     commit = locked_revision(
-        spec["dataset"], "dataset", spec["revision"], job.top / job.params["lock"]
+        job.params["dataset"], "dataset", job.params["revision"], job.top / job.params["lock"]
     )
-    texts = fetch_texts(spec["dataset"], spec["split"], commit, spec["rows"])
+    texts = fetch_texts(job.params["dataset"], job.params["split"], commit, job.params["rows"])
     write_texts(texts, job.out / "texts.jsonl")
-    job.summary |= {"dataset": spec["dataset"], "commit": commit}
+    job.summary |= {"dataset": job.params["dataset"], "commit": commit}

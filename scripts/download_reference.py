@@ -11,8 +11,9 @@ with run_rule(snakemake, network=True) as job:
     from iskd.data.hub import fetch_model, locked_revision
     from iskd.models.folder import adopt_reference
 
-    spec = job.params["spec"]
-    commit = locked_revision(spec["model"], "model", spec["revision"], job.top / job.params["lock"])
-    fetch_model(spec["model"], commit, job.out)
+    commit = locked_revision(
+        job.params["model"], "model", job.params["revision"], job.top / job.params["lock"]
+    )
+    fetch_model(job.params["model"], commit, job.out)
     parameters = adopt_reference(job.out, teacher=job.folder("teacher"))
-    job.summary |= {"model": spec["model"], "commit": commit, "parameters": parameters}
+    job.summary |= {"model": job.params["model"], "commit": commit, "parameters": parameters}

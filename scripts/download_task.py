@@ -11,14 +11,15 @@ with run_rule(snakemake, network=True) as job:
     from iskd.data.hub import fetch_rows, locked_revision
     from iskd.data.rows import write_rows
 
-    spec = job.params["spec"]
     commit = locked_revision(
-        spec["dataset"], "dataset", spec["revision"], job.top / job.params["lock"]
+        job.params["dataset"], "dataset", job.params["revision"], job.top / job.params["lock"]
     )
-    job.summary |= {"dataset": spec["dataset"], "commit": commit}
-    for part, split in (("rows", spec["split"]), ("examples", spec["examples"])):
+    job.summary |= {"dataset": job.params["dataset"], "commit": commit}
+    for part, split in (("rows", job.params["split"]), ("examples", job.params["examples"])):
         rows = (
-            list(fetch_rows(spec["dataset"], spec["config"], split, commit, None)) if split else []
+            list(fetch_rows(job.params["dataset"], job.params["config"], split, commit, None))
+            if split
+            else []
         )
         write_rows(job.out / f"{part}.jsonl", rows)
         job.summary[part] = len(rows)

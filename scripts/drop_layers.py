@@ -10,27 +10,28 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.baselines.layer_drop import block_influence, drop_layers
-    from iskd.baselines.tuning import tune_and_save
-    from iskd.data.corpus import load_blocks, step_sequences
+    from iskd.baselines.tuning import tune_and_publish
+    from iskd.data.corpus import load_sequences, step_sequences
     from iskd.models.folder import load_model
     from iskd.models.planning import matched_parameters
     from iskd.provenance.artifact import canonical_json
+    from iskd.settings import SizeRequest
 
-    spec = job.params["spec"]
-    step = int(job.wildcards["step"])
-    blocks = load_blocks(Path(job.inputs["train"]))
+    selection, replaced = job.params["selection"], job.params["reference_blocks"]
+    corpus = load_sequences(Path(job.inputs["train"]))
     teacher = load_model(job.folder("teacher"))
-    target = matched_parameters(teacher.config, spec)
-    calibration = step_sequences(blocks, spec["calibration"], seed=job.seed, first=1, last=1)
-    influence = block_influence(teacher, calibration.long(), spec["training"]["batch_size"])
-    by_steps = spec["match"] == "steps"
+    target = matched_parameters(teacher.config, SizeRequest.of(job.params["sizes"]), replaced)
+    calibration = step_sequences(corpus, selection["calibration"], seed=job.seed, first=1, last=1)
+    size = job.params["training"]["batch_size"]
+    influence = block_influence(teacher, calibration.long(), size)
+    by_steps = selection["match"] == "steps"
     model, facts = drop_layers(
         teacher,
         influence,
-        count=step if by_steps else None,
+        count=int(job.wildcards["step"]) if by_steps else None,
         parameters=None if by_steps else target,
-        first=spec["replaced"] if spec["choose"] == "reference" else (),
+        first=replaced if selection["choose"] == "reference" else (),
     )
-    tune_and_save(job, model)
+    tune_and_publish(job, model)
     (job.out / "dropped.json").write_text(canonical_json(facts), encoding="utf-8")
     job.summary |= {"target": target}

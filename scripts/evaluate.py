@@ -15,31 +15,22 @@ with run_rule(snakemake) as job:
     from iskd.evaluation.results import write_result
     from iskd.models.folder import load_model, load_tokenizer
 
-    spec = job.params["spec"]
-    model = load_model(job.folder("model"), getattr(torch, spec["precision"]))
+    task = job.params["task"]
+    model = load_model(job.folder("model"), getattr(torch, job.params["precision"]))
     tokenizer, rows = load_tokenizer(job.folder("model")), Path(job.inputs["rows"])
-    if spec["stock"]:
+    how = {"batch_size": job.params["batch_size"], "seed": job.seed, "work": job.work}
+    if task["stock"]:
         examples = job.inputs.get("examples")
         result = evaluate_stock_task(
             model,
             tokenizer,
-            spec["kind"],
+            task["kind"],
             rows,
-            batch_size=spec["batch_size"],
-            seed=spec["seed"],
             examples_path=Path(examples) if examples else None,
-            fewshot=spec["fewshot"],
-            work=job.work,
+            fewshot=task["fewshot"],
+            **how,
         )
     else:
-        result = evaluate_task(
-            model,
-            tokenizer,
-            spec["kind"],
-            rows,
-            batch_size=spec["batch_size"],
-            seed=spec["seed"],
-            work=job.work,
-        )
+        result = evaluate_task(model, tokenizer, task["kind"], rows, **how)
     write_result(job.out, result.metrics, facts={"chance": result.chance}, samples=result.samples)
     job.summary |= {name: metric.value for name, metric in result.metrics.items()}

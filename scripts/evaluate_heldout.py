@@ -11,21 +11,21 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     import torch
 
-    from iskd.data.corpus import load_blocks, load_stories
+    from iskd.data.corpus import load_sequences, load_stories
     from iskd.evaluation.flops import flops_per_token
-    from iskd.evaluation.heldout import score_blocks
+    from iskd.evaluation.heldout import score_sequences
     from iskd.evaluation.losses import heldout_metrics
     from iskd.evaluation.results import write_result
     from iskd.models.folder import checkpoint_bytes, load_model
 
-    spec, text = job.params["spec"], Path(job.inputs["heldout"])
-    precision = getattr(torch, spec["precision"])
+    text = Path(job.inputs["heldout"])
+    precision = getattr(torch, job.params["precision"])
     model = load_model(job.folder("model"), precision)
-    stories, blocks = load_stories(text), load_blocks(text)
-    samples = score_blocks(
+    stories, sequences = load_stories(text), load_sequences(text)
+    samples = score_sequences(
         model,
-        blocks,
-        batch_size=spec["batch_size"],
+        sequences,
+        batch_size=job.params["batch_size"],
         # The teacher itself is not compared with anything.
         teacher=load_model(job.folder("teacher"), precision) if "teacher" in job.inputs else None,
         stories=None if stories is None else stories.tolist(),
@@ -33,7 +33,7 @@ with run_rule(snakemake) as job:
     )
     facts = {
         "parameters": model.num_parameters(),
-        "flops_per_token": flops_per_token(model, blocks.shape[1]),
+        "flops_per_token": flops_per_token(model, sequences.shape[1]),
         "checkpoint_bytes": checkpoint_bytes(job.folder("model")),
     }
     metrics = heldout_metrics(samples)

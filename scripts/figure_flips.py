@@ -14,5 +14,5 @@ with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics
 
     metrics = read_metrics(Path(job.inputs["metrics"]))
-    drawn = flips_figure(metrics, job.params["spec"]["headline"], job.wildcards["teacher"])
+    drawn = flips_figure(metrics, job.params["headline"], job.wildcards["teacher"])
     save_figure(*drawn, job.out / "flips", job.request)

@@ -13,7 +13,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.figures.tradeoff import tradeoff_figure
     from iskd.paper.metrics import chance_levels, read_metrics
 
-    spec = job.params["spec"]
+    spec = job.params
     metrics = read_metrics(Path(job.inputs["metrics"]))
     figure, plotted = tradeoff_figure(
         metrics,

@@ -11,6 +11,6 @@ with run_rule(snakemake) as job:
     from iskd.paper.figures.canvas import save_figure
     from iskd.paper.figures.training import read_curves, training_figure
 
-    spec = job.params["spec"]
+    spec = job.params
     curves = read_curves(job.inputs["histories"], spec, job.wildcards["teacher"])
     save_figure(*training_figure(curves, spec["chained"]), job.out / "training", job.request)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     import torch
 
-    from iskd.data.corpus import load_blocks
+    from iskd.data.corpus import load_sequences
     from iskd.evaluation.generation import (
         Sampling,
         continue_prompts,
@@ -23,16 +23,15 @@ with run_rule(snakemake) as job:
     from iskd.models.folder import load_model, load_tokenizer
     from iskd.provenance.artifact import json_lines
 
-    spec = job.params["spec"]
-    precision = getattr(torch, spec["precision"])
+    sampling, precision = job.params["sampling"], getattr(torch, job.params["precision"])
     model = load_model(job.folder("model"), precision)
-    blocks = load_blocks(Path(job.inputs["heldout"]))
+    sequences = load_sequences(Path(job.inputs["heldout"]))
     samples = continue_prompts(
         model,
         load_model(job.folder("teacher"), precision) if "teacher" in job.inputs else model,
         load_tokenizer(job.folder("model")),
-        draw_prompts(blocks, spec["prompts"], spec["prompt_tokens"], job.seed),
-        Sampling(spec["new_tokens"], spec["temperature"], spec["top_p"], job.seed),
+        draw_prompts(sequences, sampling["prompts"], sampling["prompt_tokens"], job.seed),
+        Sampling(sampling["new_tokens"], sampling["temperature"], sampling["top_p"], job.seed),
     )
     metrics = generation_metrics(samples)
     write_result(job.out, metrics)

@@ -12,13 +12,12 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     from iskd.models.folder import adopt_model
 
-    spec = job.params["spec"]
-    job.summary |= {"folder": spec["folder"]}
-    if spec["gguf"] is not None:
+    job.summary |= {"folder": job.params["folder"]}
+    if job.params["gguf"] is not None:
         from iskd.models.dequantised import dequantise
 
         file = Path(job.inputs["model"][0])
-        header = dequantise(file, job.out, precision=spec["save_precision"])
+        header = dequantise(file, job.out, precision=job.params["save_precision"])
         job.summary |= {"gguf": file.name, "quantization": header.quantization}
     else:
         for given in map(Path, job.inputs["model"]):
@@ -28,5 +27,5 @@ with run_rule(snakemake) as job:
             place.mkdir(exist_ok=True)
             shutil.copyfile(given, place / given.name)
     job.summary |= {
-        "parameters": adopt_model(job.out, family=spec["family"], blocks=spec["blocks"])
+        "parameters": adopt_model(job.out, family=job.params["family"], blocks=job.params["blocks"])
     }

@@ -11,7 +11,8 @@ with run_rule(snakemake) as job:
     from iskd.data.texts import write_texts
     from iskd.data.toyworld.elsewhere import other_stories
 
-    spec = job.params["spec"]
-    stories = other_stories(job.seed, spec["stories"], other_words=spec["words"] == "other")
+    stories = other_stories(
+        job.seed, job.params["stories"], other_words=job.params["words"] == "other"
+    )
     write_texts(stories, job.out / "texts.jsonl")
     job.summary |= {"stories": len(stories)}

@@ -12,7 +12,7 @@ with run_rule(snakemake) as job:
     from iskd.data.texts import write_texts
     from iskd.data.toyworld import make_toyworld
 
-    world = make_toyworld(seed=job.seed, **job.params["spec"])
+    world = make_toyworld(seed=job.seed, **job.params["world"])
     write_texts(world.train, job.out / "train.jsonl")
     write_texts(world.heldout, job.out / "heldout.jsonl")
     write_rows(job.out / "cbt.jsonl", world.cbt)

@@ -15,16 +15,9 @@ with run_rule(snakemake) as job:
     from iskd.models.folder import load_model
     from iskd.provenance.artifact import json_lines
 
-    spec = job.params["spec"]
-    precision = getattr(torch, spec["precision"])
-    load = Load(
-        tuple(spec["batch_sizes"]),
-        spec["prompt_tokens"],
-        spec["new_tokens"],
-        spec["repeats"],
-        spec["warmup"],
-        job.seed,
-    )
+    precision = getattr(torch, job.params["precision"])
+    asked = job.params["load"]
+    load = Load(**{**asked, "batch_sizes": tuple(asked["batch_sizes"])}, seed=job.seed)
     model, teacher = (load_model(job.folder(name), precision) for name in ("model", "teacher"))
     records = list(measure(model, teacher, load))
     (job.out / "repeats.jsonl").write_text(json_lines(records), encoding="utf-8")

@@ -16,7 +16,7 @@ with run_rule(snakemake) as job:
 
     rows = read_any_rows(Path(job.inputs["rows"]))
     stories = stream_texts(Path(job.inputs["train"]))
-    items = measure_overlap(rows, stories, job.params["spec"]["n"])
+    items = measure_overlap(rows, stories, job.params["n"])
     metrics = overlap_metrics(items)
     write_result(job.out, metrics)
     write_samples(job.out / "items.jsonl.gz", items)

@@ -14,7 +14,7 @@ with run_rule(snakemake) as job:
     from iskd.provenance.artifact import read_manifest
     from iskd.provenance.tensors import dominant_dtype, weight_files
 
-    spec = job.params["spec"]
+    spec = job.params
     metrics, measurements = (
         read_metrics(Path(job.inputs[name])) for name in ("metrics", "measurements")
     )

@@ -12,7 +12,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics
     from iskd.paper.numbers import numbers_table, save_numbers
 
-    spec = job.params["spec"]
+    spec = job.params
     table = numbers_table(read_metrics(Path(job.inputs["measurements"])), spec["headline_step"])
     save_numbers(table, job.out / "numbers", f"Measured numbers of the study {spec['study']}.")
     job.summary |= {"numbers": len(table)}

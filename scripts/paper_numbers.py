@@ -13,7 +13,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.numbers import numbers_table, save_numbers
     from iskd.provenance.artifact import file_digest
 
-    spec = job.params["spec"]
+    spec = job.params
     table = numbers_table(read_metrics(Path(job.inputs["metrics"])), spec["headline_step"])
     root = file_digest(Path(job.inputs["metrics_manifest"]))
     save_numbers(table, job.out / "numbers", f"Numbers of the study {spec['study']}.", root)

@@ -11,14 +11,13 @@ with run_rule(snakemake) as job:
     from iskd.models.folder import load_config
     from iskd.models.planning import plan_substitutions
     from iskd.provenance.artifact import canonical_json
+    from iskd.settings import SizeRequest
 
-    spec = job.params["spec"]
     plan = plan_substitutions(
         load_config(job.folder("teacher")),
-        spec["order"],
-        spec["steps"],
-        spec["request"],
-        headline=spec["headline"],
+        job.params["order"],
+        job.params["steps"],
+        SizeRequest.of(job.params["sizes"]),
     )
     (job.out / "plan.json").write_text(canonical_json(plan), encoding="utf-8")
     job.summary |= {"steps": len(plan["steps"]), "parameters": plan["teacher_parameters"]}

@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.data.corpus import save_blocks, story_blocks
+    from iskd.data.corpus import save_sequences, story_sequences
     from iskd.data.texts import read_texts
     from iskd.models.folder import load_tokenizer
 
     tokenizer = load_tokenizer(job.folder("tokenizer"))
     for part in ("train", "heldout"):
         texts = read_texts(Path(job.inputs[part]))
-        blocks, stories = story_blocks(texts, tokenizer, job.params["spec"]["block_length"])
-        # What is measured on held-out blocks is not independent within a story.
+        sequences, stories = story_sequences(texts, tokenizer, job.params["block_length"])
+        # What is measured on held-out sequences is not independent within a story.
         known = stories if part == "heldout" else None
-        save_blocks(blocks, job.out / f"{part}.safetensors", known)
-        job.summary[f"{part}_tokens"] = blocks.numel()
+        save_sequences(sequences, job.out / f"{part}.safetensors", known)
+        job.summary[f"{part}_tokens"] = sequences.numel()

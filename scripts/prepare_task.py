@@ -14,12 +14,13 @@ with run_rule(snakemake) as job:
     from iskd.data.rows import read_any_rows, sample_rows, write_rows
     from iskd.data.texts import read_texts
 
-    spec = job.params["spec"]
     source = Path(job.inputs["rows"])
-    if spec["source"] == "heldout":
-        rows = cloze_rows(read_texts(source), spec["rows"], job.seed)
+    if job.params["source"] == "heldout":
+        rows = cloze_rows(read_texts(source), job.params["rows"], job.seed)
     else:
-        rows = read_any_rows(source) if spec["stock"] else read_rows(source, spec["kind"])
-        rows = sample_rows(rows, spec["rows"] or len(rows), job.seed)
+        rows = (
+            read_any_rows(source) if job.params["stock"] else read_rows(source, job.params["kind"])
+        )
+        rows = sample_rows(rows, job.params["rows"] or len(rows), job.seed)
     write_rows(job.out / "rows.jsonl", rows)
     job.summary |= {"rows": len(rows)}

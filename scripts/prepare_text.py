@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.data.corpus import save_blocks, story_blocks
+    from iskd.data.corpus import save_sequences, story_sequences
     from iskd.data.texts import draw_texts, read_texts
     from iskd.errors import UserError
     from iskd.models.folder import load_tokenizer
 
-    spec, name = job.params["spec"], job.wildcards["text"]
+    name = job.wildcards["text"]
     texts = [text for file in job.inputs["texts"] for text in read_texts(Path(file))]
-    drawn = draw_texts(texts, spec["rows"], job.seed)
+    drawn = draw_texts(texts, job.params["rows"], job.seed)
     tokenizer = load_tokenizer(job.folder("tokenizer"))
     try:
-        blocks, stories = story_blocks(drawn, tokenizer, spec["block_length"])
+        sequences, stories = story_sequences(drawn, tokenizer, job.params["block_length"])
     except UserError as error:
         raise UserError(f"texts.{name}: {error}") from None
-    save_blocks(blocks, job.out / "blocks.safetensors", stories)
-    job.summary |= {"texts": len(drawn), "tokens": blocks.numel()}
+    save_sequences(sequences, job.out / "blocks.safetensors", stories)
+    job.summary |= {"texts": len(drawn), "tokens": sequences.numel()}

@@ -11,9 +11,8 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     from iskd.data.texts import read_texts, split_texts, write_texts
 
-    spec = job.params["spec"]
     texts = [text for file in job.inputs["texts"] for text in read_texts(Path(file))]
-    train, heldout = split_texts(texts[: spec["rows"]], spec["heldout_share"], job.seed)
+    train, heldout = split_texts(texts[: job.params["rows"]], job.params["heldout_share"], job.seed)
     write_texts(train, job.out / "train.jsonl")
     write_texts(heldout, job.out / "heldout.jsonl")
     job.summary |= {"train_stories": len(train), "heldout_stories": len(heldout)}

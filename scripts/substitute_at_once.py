@@ -9,29 +9,23 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.data.corpus import load_blocks
-    from iskd.models.folder import load_config, load_model, load_tokenizer, save_model
-    from iskd.models.planning import new_block_sizes
+    from iskd.data.corpus import load_sequences
+    from iskd.models.folder import load_config, load_model
+    from iskd.models.planning import requested_sizes
     from iskd.provenance.artifact import canonical_json
-    from iskd.training.curve import write_history
+    from iskd.settings import AtOnceSettings, SizeRequest
+    from iskd.training.publishing import publish_model
     from iskd.training.steps import substitute_at_once
 
     done = substitute_at_once(
         lambda: load_model(job.folder("teacher")),
-        new_block_sizes(load_config(job.folder("teacher")), job.params["spec"]),
-        load_blocks(Path(job.inputs["train"])),
-        job.params["spec"],
+        requested_sizes(load_config(job.folder("teacher")), SizeRequest.of(job.params["sizes"])),
+        load_sequences(Path(job.inputs["train"])),
+        AtOnceSettings.of(job.params),
         step=int(job.wildcards["step"]),
         seed=job.seed,
         work=job.work,
     )
-    save_model(
-        done.model,
-        load_tokenizer(job.folder("teacher")),
-        job.out,
-        like=job.folder("teacher"),
-        precision=job.params["spec"]["save_precision"],
-    )
-    write_history(done.history, job.out / "history.jsonl")
+    publish_model(job, done.model, done.history)
     (job.out / "substitution.json").write_text(canonical_json(done.facts), encoding="utf-8")
-    job.summary |= done.facts
+    job.summary |= {"blocks": done.facts["blocks"]}

@@ -13,9 +13,9 @@ with run_rule(snakemake) as job:
     from iskd.paper.summary import summary_page
     from iskd.provenance.artifact import file_digest
 
-    spec = job.params["spec"]
+    spec = job.params
     metrics = read_metrics(Path(job.inputs["metrics"]))
     chance = chance_levels(metrics)
-    told = spec | {"root": file_digest(Path(job.inputs["metrics_manifest"]))}
+    told = {**spec, "root": file_digest(Path(job.inputs["metrics_manifest"]))}
     text = summary_page(metrics, spec["headline"], chance, spec["headline_step"], told)
     (job.out / "summary.rst").write_text(text, encoding="utf-8")

@@ -13,7 +13,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.style import arm_styles
     from iskd.paper.tables import ABLATION_NOTE, ablation_table, save_table
 
-    spec = job.params["spec"]
+    spec = job.params
     metrics = read_metrics(Path(job.inputs["metrics"]))
     reported = metrics[metrics["step"] <= metrics["teacher"].map(spec["headline_step"])]
     baseline = spec["baseline"]

@@ -13,7 +13,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.resources import COSTS_NOTE, costs_table, save_costs
     from iskd.paper.tables import at_headline
 
-    spec = job.params["spec"]
+    spec = job.params
     tables = [
         at_headline(read_metrics(Path(job.inputs[name])), spec["headline_step"])
         for name in ("metrics", "measurements")

@@ -12,7 +12,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.metrics import chance_levels, read_metrics
     from iskd.paper.tables import MAIN_TABLE_NOTE, at_headline, main_table, save_table
 
-    spec = job.params["spec"]
+    spec = job.params
     metrics = read_metrics(Path(job.inputs["metrics"]))
     reported = at_headline(metrics, spec["headline_step"])
     chance = chance_levels(metrics)

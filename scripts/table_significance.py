@@ -17,7 +17,7 @@ with run_rule(snakemake) as job:
     )
     from iskd.paper.tables import at_headline
 
-    spec = job.params["spec"]
+    spec = job.params
     metrics = read_metrics(Path(job.inputs["metrics"]))
     table = significance_table(at_headline(metrics, spec["headline_step"]), spec["headline"])
     caption = f"Study {spec['study']}: differences to the teacher. {SIGNIFICANCE_NOTE}"

@@ -12,8 +12,7 @@ with run_rule(snakemake) as job:
     from iskd.data.corpus import train_tokenizer
     from iskd.data.texts import read_texts
 
-    spec = job.params["spec"]
     texts = read_texts(Path(job.inputs["train"]))
-    tokenizer = train_tokenizer(texts, spec["vocabulary"], spec["positions"])
+    tokenizer = train_tokenizer(texts, job.params["vocabulary"], job.params["positions"])
     tokenizer.save_pretrained(job.out)
     job.summary |= {"vocabulary": len(tokenizer)}

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.baselines.tuning import tune_and_save
+    from iskd.baselines.tuning import tune_and_publish
     from iskd.models.folder import load_model
 
-    tune_and_save(job, load_model(job.folder("teacher")))
+    tune_and_publish(job, load_model(job.folder("teacher")))

@@ -24,46 +24,49 @@ MOST_VALUES = 100_000
 
 def unreadable(path: Path) -> str | None:
     """Say what keeps Snakemake from reading a config, in one line; None for nothing."""
+    broken: str | None = None
     try:
         text = path.read_bytes().decode("utf-8")
-        return _misread(text, load_configfile(path))
+        root, broken = _parsed(text)
+        return _misread(root, load_configfile(path))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         return f"line {line}: not UTF-8 text; save the file as UTF-8"
     except OSError as error:
         return f"cannot be read ({error.strerror}); name a file that exists"
     except WorkflowError:
-        return _no_mapping(text)
+        return broken or "no keys at its top level; a study begins with `study: <name>`"
     except RecursionError:
         return "nested too deep; look for a bracket that is never closed"
     except Exception as error:  # whatever Python makes of a date, a number or a template
         said = " ".join(str(error).split())[:200]
-        return f"cannot be read ({type(error).__name__}: {said}); mend or quote that value"
+        return f"cannot be read ({type(error).__name__}: {said}); correct or quote that value"
 
 
-def _misread(text: str, config: Any) -> str | None:
+def _parsed(text: str) -> tuple[yaml.Node | None, str | None]:
+    """Parse a config into YAML's nodes, or say what is wrong; it may be JSON all the same."""
+    try:
+        return yaml.compose(text, yaml.FullLoader), None
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        return None, f"line {line}: character {error.character:#x} is not allowed; remove it"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}: " if mark else ""
+        said = " ".join((error.problem or "").split())[:200]
+        said = said if said.isprintable() else ascii(said)[1:-1]
+        hint = "look for brackets, quotes, tabs and colons there"
+        return None, f"{where}no YAML ({said}); {hint}"
+
+
+def _misread(root: yaml.Node | None, config: Any) -> str | None:
     """Say what Snakemake would stumble over, or misunderstand, in what it has read."""
     if _is_endless(config):
         return f"more than {MOST_VALUES} values; look for an alias (*name) inside of its &name"
     update_config({}, config)
     if "pathvars" in config:  # Snakemake would take it for its own
         return "pathvars: unknown key; remove it"
-    return _twice(text)
-
-
-def _no_mapping(text: str) -> str:
-    try:
-        yaml.load(text, yaml.FullLoader)  # noqa: S506 - as Snakemake reads it
-    except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
-        return f"line {line}: character {error.character:#x} is not allowed; remove it"
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}: " if mark else ""
-        said = " ".join((error.problem or "").split())[:200]
-        said = said if said.isprintable() else ascii(said)[1:-1]
-        return f"{where}no YAML ({said}); look for brackets, quotes, tabs and colons there"
-    return "no keys at its top level; a study begins with `study: <name>`"
+    return _twice(root)
 
 
 def _is_endless(config: Any) -> bool:
@@ -78,12 +81,8 @@ def _is_endless(config: Any) -> bool:
     return seen > MOST_VALUES
 
 
-def _twice(text: str) -> str | None:
+def _twice(root: yaml.Node | None) -> str | None:
     """Find a key that stands twice in one place: the second one would silently win."""
-    try:
-        root = yaml.compose(text, yaml.FullLoader)
-    except yaml.YAMLError:
-        return None  # JSON that is no YAML
     for mapping in _mappings(root):
         met = set()
         for key, _ in mapping.value:

@@ -53,7 +53,7 @@ _KEPT_BYTES = 2**31 - 1
 # The folder of collect_paper, the one whose name is not its rule's.
 PAPER = "paper"
 # Parameters of a rule that say how it is tracked, not what it computes.
-_TRACKING = ("code", "seed")
+_TRACKING = ("code", "script", "seed")
 _NOISY = (
     *("httpx", "matplotlib", "fontTools", "filelock", "datasets", "lm_eval", "lm-eval"),
     "accelerate",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from iskd.rule import set_environment
+from iskd.settings import LearningRates, TrainingSettings
 from tests.benchmarks.timing import spread
 
 FACTORS = (1, 2, 4, 8)
@@ -116,11 +117,11 @@ def _texts(factor: int) -> list[str]:
 
 def corpus(factor: int) -> Work:
     """Tokens from stories, as `prepare_corpus` makes them; the size is in characters."""
-    from iskd.data.corpus import story_blocks, train_tokenizer
+    from iskd.data.corpus import story_sequences, train_tokenizer
 
     texts = _texts(factor)
     tokenizer = train_tokenizer(texts[:1000], 512, 1024)
-    return Work(lambda: story_blocks(texts, tokenizer, LENGTH), lambda: sum(map(len, texts)))
+    return Work(lambda: story_sequences(texts, tokenizer, LENGTH), lambda: sum(map(len, texts)))
 
 
 def datasets_map(factor: int) -> Work:
@@ -196,18 +197,18 @@ def _trained(width: int, sequences: int, size: float | None) -> Work:
     shape = {"n_layer": 4, "n_embd": width, "n_head": 4, "vocab_size": 512, "n_positions": 128}
     decoder = GPT2LMHeadModel(GPT2Config(**shape))
     blocks = torch.randint(512, (sequences, 128), dtype=torch.int32)
-    settings = {
-        "epochs": 1,
-        "batch_size": 8,
-        "learning_rate": {"compact": 1e-3, "rest": 1e-4},
-        "optimizer": "adamw",
-        "weight_decay": 0.0,
-        "beta2": 0.999,
-        "schedule": "linear",
-        "warmup": 0.0,
-        "clip": 1.0,
-        "precision": "float32",
-    }
+    settings = TrainingSettings(
+        epochs=1,
+        batch_size=8,
+        learning_rate=LearningRates(compact=1e-3, rest=1e-4),
+        optimizer="adamw",
+        weight_decay=0.0,
+        beta2=0.999,
+        schedule="linear",
+        warmup=0.0,
+        clip=1.0,
+        precision="float32",
+    )
     history: list[dict[str, Any]] = []
     return Work(
         lambda: history.extend(fine_tune(decoder, blocks, settings, seed=1)),

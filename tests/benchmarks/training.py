@@ -22,14 +22,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from iskd.models.recipes import resolve_sizes
 from iskd.models.substitution import replace_block
+from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
 from iskd.training.flops import count_flops
 from iskd.training.loop import fine_tune
-from iskd.training.objectives import Objective, make_objective, next_token_loss
+from iskd.training.objectives import Mixture, Objective, next_token_loss
 from iskd.training.optimizer import make_optimizer, parameter_groups
 from tests.benchmarks.timing import begin, spread
 
 SKIPPED = 2
-RATE = {"compact": 1e-3, "rest": 1e-4}
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def table(case: Case, rounds: int, peak: float) -> list[str]:
     # Whoever listens to the teacher freezes it.
     origin = copy.deepcopy(teacher)
     sizes = resolve_sizes(config)
-    weights = {"next_token": 0.5, "kl": 0.5, "temperature": 1.0, "hidden": 0.0}
+    weights = ObjectiveSettings(next_token=0.5, kl=0.5, hidden=0.0, temperature=1.0)
     ways: dict[str, tuple[bool, Objective]] = {
         "pretraining of all weights": (False, next_token_loss),
         "step": (True, next_token_loss),
-        "step with KL": (True, make_objective(weights, teacher)),  # type: ignore[arg-type]
+        "step with KL": (True, Mixture(weights, teacher)),
     }
 
     def fresh(substituted: bool) -> tuple[PreTrainedModel, Any]:
@@ -134,21 +134,21 @@ def table(case: Case, rounds: int, peak: float) -> list[str]:
     return lines
 
 
-def settings_of(case: Case) -> dict[str, Any]:
-    """Give the settings of a case in the config's words."""
-    return {
-        "sequences": case.batch * case.steps,
-        "batch_size": case.batch,
-        "epochs": 1,
-        "learning_rate": RATE,
-        "optimizer": "adamw",
-        "beta2": 0.999,
-        "weight_decay": 0.01,
-        "schedule": "linear",
-        "warmup": 0.0,
-        "clip": 1.0,
-        "precision": "float32",
-    }
+def settings_of(case: Case) -> TrainingSettings:
+    """Give the settings of a case."""
+    return TrainingSettings(
+        sequences=case.batch * case.steps,
+        batch_size=case.batch,
+        epochs=1,
+        learning_rate=LearningRates(compact=1e-3, rest=1e-4),
+        optimizer="adamw",
+        beta2=0.999,
+        weight_decay=0.01,
+        schedule="linear",
+        warmup=0.0,
+        clip=1.0,
+        precision="float32",
+    )
 
 
 def steps_of_ours(
@@ -166,9 +166,9 @@ def steps_of_ours(
         blocks,
         settings_of(case),
         seed=1,
-        new=[] if new is None else [new],
+        compact=[] if new is None else [new],
         objective=objective,
-        on_step=lambda step, steps: begun.append(time.perf_counter()),
+        on_update=lambda step, steps: begun.append(time.perf_counter()),
     )
     whole = time.perf_counter() - started
     step = _median_step(begun)
@@ -185,14 +185,9 @@ def steps_of_bare(
     """
     begun: list[float] = []
     forward: Callable[..., torch.Tensor] = objective if objective is not next_token_loss else _plain
-    groups = parameter_groups(
-        model,
-        [] if new is None else [new],
-        rate_new=RATE["compact"],
-        rate_rest=RATE["rest"],
-        weight_decay=0.01,
-    )
-    optimizer = make_optimizer("adamw", groups, beta2=0.999)
+    settings = settings_of(case)
+    groups = parameter_groups(model, [] if new is None else [new], settings)
+    optimizer = make_optimizer(groups, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / case.steps)
     model.train()
     for batch in blocks[torch.randperm(len(blocks))].long().split(case.batch):

@@ -1,5 +1,6 @@
 """A training on a GPU: the same bits twice, autocast with float32 weights, memory as planned."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from iskd.models import replace_block, resolve_sizes
+from iskd.settings import ObjectiveSettings
 from iskd.training.loop import fine_tune
 from iskd.training.memory import plan_memory
-from iskd.training.objectives import make_objective
+from iskd.training.objectives import Mixture
 from tests.unit.test_fine_tune import SETTINGS
 
 CONFIG = GPT2Config(n_layer=4, n_embd=256, n_head=8, vocab_size=5000, n_positions=256)
-KL = {"next_token": 0.5, "kl": 0.5, "temperature": 2.0, "hidden": 0.0}
+KL = ObjectiveSettings(next_token=0.5, kl=0.5, hidden=0.0, temperature=2.0)
 
 
 def trained(**how: Any) -> tuple[GPT2LMHeadModel, list[dict[str, Any]]]:
@@ -22,10 +24,10 @@ def trained(**how: Any) -> tuple[GPT2LMHeadModel, list[dict[str, Any]]]:
     teacher = GPT2LMHeadModel(CONFIG).cuda()
     blocks = torch.randint(5000, (32, 256), generator=torch.Generator().manual_seed(2))
     model, block = replace_block(teacher, 1, resolve_sizes(CONFIG), "paper", seed=1)
-    objective = make_objective(KL, teacher.to(torch.bfloat16))  # type: ignore[arg-type]
-    settings = SETTINGS | {"batch_size": 8, "optimizer": "adamw"} | how
+    objective = Mixture(KL, teacher.to(torch.bfloat16))
+    settings = replace(SETTINGS, batch_size=8, optimizer="adamw", **how)
     history = fine_tune(
-        model, blocks.to(torch.int32), settings, seed=1, new=[block], objective=objective
+        model, blocks.to(torch.int32), settings, seed=1, compact=[block], objective=objective
     )
     return model, history
 
@@ -65,11 +67,11 @@ def test_what_fits_a_device_learns_the_same(how: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_memory_is_as_planned(precision: str, checkpointing: bool) -> None:
+def test_memory_is_as_planned(precision: Any, checkpointing: bool) -> None:
     torch.manual_seed(1)
     model = GPT2LMHeadModel(CONFIG).cuda()
     blocks = torch.randint(5000, (24, 256), dtype=torch.int32)
-    settings = SETTINGS | {"batch_size": 8, "precision": precision, "checkpointing": checkpointing}
+    settings = replace(SETTINGS, batch_size=8, precision=precision, checkpointing=checkpointing)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     fine_tune(model, blocks, settings, seed=1)

@@ -4,6 +4,7 @@ Weights are random, the step is a short one; shapes, files and memory are the re
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,8 @@ def test_a_step_of_phi_1_at_full_width() -> None:
     before = teacher.num_parameters()
     del teacher
     blocks = torch.randint(51200, (2, 64), dtype=torch.int32)
-    settings = SETTINGS | {"batch_size": 2, "precision": "bfloat16", "checkpointing": True}
-    history = fine_tune(model, blocks, settings, seed=1, new=[block])
+    settings = replace(SETTINGS, batch_size=2, precision="bfloat16", checkpointing=True)
+    history = fine_tune(model, blocks, settings, seed=1, compact=[block])
     assert model.num_parameters() < before
     assert [row["step"] for row in history] == [1]
     # Random weights know nothing: the loss is that of a guess.

@@ -15,7 +15,7 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from iskd.data.corpus import token_blocks, train_tokenizer
+from iskd.data.corpus import token_sequences, train_tokenizer
 from iskd.data.rows import write_rows
 from iskd.data.texts import write_texts
 from iskd.data.toyworld import make_toyworld
@@ -46,7 +46,7 @@ def lay_out(folder: Path) -> None:
     torch.manual_seed(1)
     model = small_llama(tokenizer)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for batch in token_blocks(world.train, tokenizer, 64).long().split(16):
+    for batch in token_sequences(world.train, tokenizer, 64).long().split(16):
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,6 +1,7 @@
 """Small trainings that one process or several can do: the same call in each of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import PreTrainedModel
 from iskd.models import CompactSizes, replace_block
 from iskd.models.families import family_of
 from iskd.models.scratch import fresh_model, scratch_config
+from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
 from iskd.training import loop
 from iskd.training.objectives import Mixture, Objective, next_token_loss
 from iskd.training.optimizer import published_groups
@@ -17,18 +19,18 @@ from iskd.training.theseus import StochasticBlocks
 
 VOCABULARY, POSITIONS = 61, 48
 SIZES = CompactSizes(width=8, heads=2, blocks=2, mlp=12, positions=POSITIONS)
-SETTINGS: dict[str, Any] = {
-    "epochs": 2,
-    "batch_size": 6,
-    "learning_rate": {"compact": 1e-3, "rest": 1e-4},
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "beta2": 0.95,
-    "schedule": "cosine",
-    "warmup": 0.1,
-    "clip": 1.0,
-    "precision": "float32",
-}
+SETTINGS = TrainingSettings(
+    epochs=2,
+    batch_size=6,
+    learning_rate=LearningRates(compact=1e-3, rest=1e-4),
+    optimizer="adamw",
+    weight_decay=0.01,
+    beta2=0.95,
+    schedule="cosine",
+    warmup=0.1,
+    clip=1.0,
+    precision="float32",
+)
 STEPS = 8  # two epochs of 19 sequences: the last batch of each has one, which some go without
 Result = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
 
@@ -55,7 +57,7 @@ def sequences(count: int = 19) -> torch.Tensor:
 def plain(work: WorkFolder | None = None, objective: Objective = next_token_loss) -> Result:
     model = small()
     history = loop.fine_tune(
-        model, sequences(), SETTINGS, seed=5, work=work, objective=objective, new=[model]
+        model, sequences(), SETTINGS, seed=5, work=work, objective=objective, compact=[model]
     )
     return model.state_dict(), history
 
@@ -70,18 +72,21 @@ def listening() -> Result:
     """A new block at a rate of its own, in a model whose head is not its embedding."""
     teacher = small("llama", blocks=3)
     model, block = replace_block(teacher, 1, SIZES, "paper", seed=1)
-    objective = Mixture({"next_token": 0.5, "kl": 0.5, "temperature": 2.0, "hidden": 0.1}, teacher)
-    history = loop.fine_tune(model, sequences(), SETTINGS, seed=5, new=[block], objective=objective)
+    objective = Mixture(
+        ObjectiveSettings(next_token=0.5, kl=0.5, hidden=0.1, temperature=2.0), teacher
+    )
+    history = loop.fine_tune(
+        model, sequences(), SETTINGS, seed=5, compact=[block], objective=objective
+    )
     return model.state_dict(), history
 
 
 def as_published() -> Result:
     """Blocks 10 and 11 are in no group, and stay as they are."""
-    model, _ = replace_block(small(blocks=12), 1, SIZES, "paper", seed=1)
-    groups = published_groups(
-        model, "transformer.h.1", rate_new=1e-3, rate_rest=1e-4, weight_decay=0.0
+    model, block = replace_block(small(blocks=12), 1, SIZES, "paper", seed=1)
+    history = loop.fine_tune(
+        model, sequences(), SETTINGS, seed=5, compact=[block], grouping=published_groups
     )
-    history = loop.fine_tune(model, sequences(), SETTINGS, seed=5, groups=groups)
     return model.state_dict(), history
 
 
@@ -92,22 +97,22 @@ def theseus() -> Result:
     originals = {1: family_of(teacher.config).blocks(teacher)[1]}
     with StochasticBlocks(model, originals, first=0.3, curriculum=1.0, seed=3) as blocks:
         history = loop.fine_tune(
-            model, sequences(), SETTINGS, seed=5, new=[new], on_step=blocks.step
+            model, sequences(), SETTINGS, seed=5, compact=[new], on_update=blocks.draw
         )
     return model.state_dict(), history
 
 
 def half_precision() -> Result:
     model = small()
-    history = loop.fine_tune(model, sequences(), SETTINGS | {"precision": "bfloat16"}, seed=5)
+    history = loop.fine_tune(model, sequences(), replace(SETTINGS, precision="bfloat16"), seed=5)
     return model.state_dict(), history
 
 
 def in_parts() -> Result:
     """Each process adds up the gradients of its part's parts; they exchange them once."""
     model, block = replace_block(small("llama", blocks=3), 1, SIZES, "paper", seed=1)
-    how = {"micro_batch": 2, "checkpointing": True}
-    history = loop.fine_tune(model, sequences(), SETTINGS | how, seed=5, new=[block])
+    settings = replace(SETTINGS, micro_batch=2, checkpointing=True)
+    history = loop.fine_tune(model, sequences(), settings, seed=5, compact=[block])
     return model.state_dict(), history
 
 

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 
-from iskd.data.corpus import save_blocks
+from iskd.data.corpus import save_sequences
 from iskd.data.rows import write_rows
 from iskd.evaluation.answers import ANSWERS, CHUNK, Answers, Scoring, scoring
 from iskd.evaluation.harness import evaluate_task
@@ -497,7 +497,7 @@ def inputs(
     (folder / "teacher" / MANIFEST).write_text(text, encoding="utf-8")
     write_rows(folder / "rows.jsonl", [hellaswag_row(number) for number in range(320)])
     tokens = torch.randint(0, 300, (256, 12), generator=torch.Generator().manual_seed(1))
-    save_blocks(tokens.to(torch.int32), folder / "heldout.safetensors")
+    save_sequences(tokens.to(torch.int32), folder / "heldout.safetensors")
     return folder
 
 
@@ -518,8 +518,10 @@ def run_script(script: str, folder: str, pause: str) -> None:
             "rows": str(place / "rows.jsonl"),
             "heldout": str(place / "heldout.safetensors"),
         },
-        spec={"precision": "float32", "kind": "hellaswag", "batch_size": 4}
-        | {"stock": False, "fewshot": 0, "seed": 0},
+        task={"kind": "hellaswag", "stock": False, "fewshot": 0},
+        batch_size=4,
+        precision="float32",
+        seed=0,
     )
     runpy.run_path(str(SCRIPTS / f"{script}.py"), init_globals={"snakemake": snakemake})
 

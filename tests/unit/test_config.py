@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from iskd.config import check_data_files, data_folder, json_schema, load_study
+from iskd.config.model_defaults import fill_in
 from iskd.config.schema import HubTeacher, PretrainedHere, Study
-from iskd.config.shapes import fill_in
 from iskd.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

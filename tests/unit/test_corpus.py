@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from iskd.data.corpus import (
     END_OF_TEXT,
-    load_blocks,
-    save_blocks,
+    load_sequences,
+    save_sequences,
     step_sequences,
-    token_blocks,
+    token_sequences,
     train_tokenizer,
 )
 from iskd.errors import UserError
@@ -87,47 +87,47 @@ def test_sequences_hold_the_stories_in_order_each_with_its_end(
     ]
     if len(stream) < length:
         with pytest.raises(UserError, match="less than one sequence"):
-            token_blocks(texts, tokenizer, length)
+            token_sequences(texts, tokenizer, length)
         return
-    blocks = token_blocks(texts, tokenizer, length)
+    blocks = token_sequences(texts, tokenizer, length)
     assert blocks.dtype == torch.int32
     assert blocks.shape == (len(stream) // length, length)
     assert blocks.flatten().tolist() == stream[: len(stream) // length * length]
 
 
 def test_sequences_decode_to_the_stories(tokenizer: PreTrainedTokenizerFast) -> None:
-    blocks = token_blocks(TEXTS, tokenizer, 8)
+    blocks = token_sequences(TEXTS, tokenizer, 8)
     text = tokenizer.decode(blocks.flatten().tolist())
     assert "".join(f"{t}{END_OF_TEXT}" for t in TEXTS).startswith(text)
 
 
 def test_stories_longer_than_the_model_are_not_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     story = "The fox ran. " * 50
-    blocks = token_blocks([story], tokenizer, 8)
+    blocks = token_sequences([story], tokenizer, 8)
     assert story.startswith(tokenizer.decode(blocks.flatten().tolist()))
     assert blocks.numel() > 10 * 8
 
 
 def test_too_little_text_says_what_to_change(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match=r"give 2 tokens.*corpus\.block_length"):
-        token_blocks(["a"], tokenizer, 8)
+        token_sequences(["a"], tokenizer, 8)
     with pytest.raises(UserError, match="give 0 tokens"):
-        token_blocks([], tokenizer, 8)
+        token_sequences([], tokenizer, 8)
 
 
 def test_a_tokenizer_without_an_end_is_a_users_mistake() -> None:
     tokenizer = train_tokenizer(TEXTS, vocabulary=300, length=32)
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="no end token"):
-        token_blocks(TEXTS, tokenizer, 8)
+        token_sequences(TEXTS, tokenizer, 8)
 
 
 def test_sequences_survive_their_file(tmp_path: Path) -> None:
     blocks = torch.arange(60, dtype=torch.int32).reshape(10, 6)
     # A view with other strides, as a slice of a larger tensor gives.
     for number, tensor in enumerate((blocks, blocks[::2, 1:4])):
-        save_blocks(tensor, tmp_path / f"{number}.safetensors")
-        read = load_blocks(tmp_path / f"{number}.safetensors")
+        save_sequences(tensor, tmp_path / f"{number}.safetensors")
+        read = load_sequences(tmp_path / f"{number}.safetensors")
         assert read.dtype == torch.int32
         assert torch.equal(read, tensor)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,30 @@ from transformers import PreTrainedModel
 from iskd.errors import UserError
 from iskd.models import CompactSizes, replace_block
 from iskd.models.scratch import fresh_model, scratch_config
+from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
 from iskd.training import loop
 from iskd.training.curve import joined, write_history
 from iskd.training.flops import count_flops
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import Mixture
 from iskd.training.optimizer import published_groups
-from iskd.training.trainer import TokenBlocks
+from iskd.training.trainer import TokenSequences
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
 FAMILIES = ["gpt2", "phi", "llama", "gpt_neox"]
 SIZES = CompactSizes(width=16, heads=2, blocks=2, mlp=24, positions=POSITIONS)
-SETTINGS: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 4,
-    "learning_rate": {"compact": 1e-3, "rest": 1e-4},
-    "optimizer": "adam",
-    "weight_decay": 0.0,
-    "beta2": 0.999,
-    "schedule": "linear",
-    "warmup": 0.0,
-    "clip": 1.0,
-    "precision": "float32",
-}
+SETTINGS = TrainingSettings(
+    epochs=1,
+    batch_size=4,
+    learning_rate=LearningRates(compact=1e-3, rest=1e-4),
+    optimizer="adam",
+    weight_decay=0.0,
+    beta2=0.999,
+    schedule="linear",
+    warmup=0.0,
+    clip=1.0,
+    precision="float32",
+)
 
 
 def random_blocks(count: int, length: int = 10) -> torch.Tensor:
@@ -67,10 +69,8 @@ class Watch:
         self.seen: list[torch.Tensor] = []
         make, loss, count = loop.make_optimizer, loop.next_token_loss, loop.count_flops
 
-        def watched(
-            name: str, groups: list[dict[str, Any]], *, beta2: float
-        ) -> torch.optim.Optimizer:
-            optimizer = make(name, groups, beta2=beta2)
+        def watched(groups: list[dict[str, Any]], given: TrainingSettings) -> torch.optim.Optimizer:
+            optimizer = make(groups, given)
             optimizer.register_step_pre_hook(self.record)
             return optimizer
 
@@ -102,7 +102,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 def weights_after(seed: int, **changes: Any) -> dict[str, torch.Tensor]:
     model = fresh(dropout=0.2)
-    fine_tune(model, random_blocks(10), SETTINGS | changes, seed=seed)
+    fine_tune(model, random_blocks(10), replace(SETTINGS, **changes), seed=seed)
     return model.state_dict()
 
 
@@ -129,7 +129,7 @@ def test_the_order_of_the_data_follows_the_seed(watch: Watch) -> None:
 
 def test_every_epoch_sees_every_sequence_once_in_a_new_order(watch: Watch) -> None:
     blocks = random_blocks(10)
-    settings = SETTINGS | {"epochs": 3}
+    settings = replace(SETTINGS, epochs=3)
     fine_tune(fresh(), blocks, settings, seed=1, objective=watch.objective)
     assert [len(batch) for batch in watch.seen] == [4, 4, 2] * 3
     epochs = [torch.cat(watch.seen[i : i + 3]) for i in (0, 3, 6)]
@@ -144,7 +144,7 @@ def test_every_epoch_sees_every_sequence_once_in_a_new_order(watch: Watch) -> No
 def test_a_run_takes_the_promised_number_of_steps(
     count: int, batch: int, epochs: int, steps: int, watch: Watch
 ) -> None:
-    settings = SETTINGS | {"batch_size": batch, "epochs": epochs}
+    settings = replace(SETTINGS, batch_size=batch, epochs=epochs)
     history = fine_tune(fresh(), random_blocks(count), settings, seed=1)
     assert len(watch.rates) == steps
     assert [row["step"] for row in history] == list(range(1, steps + 1))
@@ -154,14 +154,14 @@ def test_a_run_takes_the_promised_number_of_steps(
 
 
 def test_the_last_step_is_always_reported() -> None:
-    settings = SETTINGS | {"batch_size": 1}
+    settings = replace(SETTINGS, batch_size=1)
     history = fine_tune(fresh(), random_blocks(101, length=4), settings, seed=1)
     assert [row["step"] for row in history][-2:] == [100, 101]
     assert history[-1]["tokens"] == 404
 
 
 def test_a_long_run_reports_about_fifty_times(watch: Watch) -> None:
-    settings = SETTINGS | {"batch_size": 1}
+    settings = replace(SETTINGS, batch_size=1)
     history = fine_tune(fresh(), random_blocks(110, length=4), settings, seed=1)
     assert len(watch.rates) == 110
     assert [row["step"] for row in history] == list(range(2, 111, 2))
@@ -172,7 +172,7 @@ def test_both_rates_are_as_asked_at_the_first_step(
     family: str, tiny_model: MakeModel, watch: Watch
 ) -> None:
     model, block = replace_block(tiny_model(family), 1, SIZES, "paper", seed=1)
-    history = fine_tune(model, random_blocks(16), SETTINGS, seed=1, new=[block])
+    history = fine_tune(model, random_blocks(16), SETTINGS, seed=1, compact=[block])
     assert sorted(set(watch.rates[0])) == [1e-4, 1e-3]
     assert sorted(set(watch.rates[2])) == pytest.approx([0.5e-4, 0.5e-3])
     assert history[0]["learning_rate"] == 1e-4
@@ -183,7 +183,7 @@ def test_one_step_of_adam_moves_each_weight_by_its_rate(tiny_model: MakeModel) -
     model, block = replace_block(tiny_model("gpt2"), 1, SIZES, "paper", seed=1)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     new = {id(p) for p in block.parameters()}
-    fine_tune(model, random_blocks(4), SETTINGS, seed=1, new=[block])
+    fine_tune(model, random_blocks(4), SETTINGS, seed=1, compact=[block])
     for name, parameter in model.named_parameters():
         moved = (parameter.detach() - before[name]).abs().max().item()
         assert moved == pytest.approx(1e-3 if id(parameter) in new else 1e-4, rel=0.02), name
@@ -193,7 +193,7 @@ def test_linear_and_cosine_fall_to_zero_and_constant_stays(watch: Watch) -> None
     shapes = {}
     for schedule in ("linear", "cosine", "constant"):
         watch.rates.clear()
-        settings = SETTINGS | {"schedule": schedule}
+        settings = replace(SETTINGS, schedule=schedule)
         fine_tune(fresh(), random_blocks(40), settings, seed=1)
         shapes[schedule] = [rates[0] / 1e-4 for rates in watch.rates]
     assert shapes["linear"] == pytest.approx([1 - i / 10 for i in range(10)])
@@ -204,8 +204,8 @@ def test_linear_and_cosine_fall_to_zero_and_constant_stays(watch: Watch) -> None
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_a_warm_up_rises_to_the_asked_rate(schedule: str, watch: Watch) -> None:
-    settings = SETTINGS | {"schedule": schedule, "warmup": 0.2}
+def test_a_warm_up_rises_to_the_asked_rate(schedule: Any, watch: Watch) -> None:
+    settings = replace(SETTINGS, schedule=schedule, warmup=0.2)
     fine_tune(fresh(), random_blocks(40), settings, seed=1)
     assert [rates[0] / 1e-4 for rates in watch.rates[:3]] == pytest.approx([0.0, 0.5, 1.0])
 
@@ -214,7 +214,7 @@ def test_gradients_are_clipped_only_if_asked(watch: Watch) -> None:
     norms = {}
     for clip in (1e-3, None):
         watch.norms.clear()
-        fine_tune(fresh(), random_blocks(4), SETTINGS | {"clip": clip}, seed=1)
+        fine_tune(fresh(), random_blocks(4), replace(SETTINGS, clip=clip), seed=1)
         norms[clip] = watch.norms[0]
     assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2)
     assert norms[None] is not None
@@ -224,14 +224,15 @@ def test_gradients_are_clipped_only_if_asked(watch: Watch) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_falls_on_what_can_be_learnt(family: str) -> None:
     counting = (torch.arange(12)[None] + torch.arange(32)[:, None]) % (VOCABULARY - 1) + 1
-    settings = SETTINGS | {
-        "epochs": 6,
-        "learning_rate": {"compact": 1e-2, "rest": 1e-2},
-        "schedule": "constant",
-        "optimizer": "adamw",
-        "weight_decay": 0.01,
-        "beta2": 0.95,
-    }
+    settings = replace(
+        SETTINGS,
+        epochs=6,
+        learning_rate=LearningRates(compact=1e-2, rest=1e-2),
+        schedule="constant",
+        optimizer="adamw",
+        weight_decay=0.01,
+        beta2=0.95,
+    )
     model = fresh(family)
     history = fine_tune(model, counting.int(), settings, seed=1)
     assert history[0]["loss"] == pytest.approx(torch.tensor(VOCABULARY).log().item(), rel=0.05)
@@ -244,33 +245,39 @@ def test_the_first_reported_loss_is_that_of_the_untouched_model() -> None:
     with torch.no_grad():
         ids = blocks.long()
         wanted = model.eval()(ids, labels=ids).loss.item()
-    history = fine_tune(model, blocks, SETTINGS | {"batch_size": 6}, seed=1)
+    history = fine_tune(model, blocks, replace(SETTINGS, batch_size=6), seed=1)
     assert history[0]["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_an_objective_is_what_is_trained_on(tiny_model: MakeModel) -> None:
     teacher, student = tiny_model("gpt2"), fresh()
-    objective = Mixture({"next_token": 0.0, "kl": 1.0, "temperature": 1.0, "hidden": 0.0}, teacher)
+    objective = Mixture(
+        ObjectiveSettings(next_token=0.0, kl=1.0, hidden=0.0, temperature=1.0), teacher
+    )
     kept = {name: value.clone() for name, value in teacher.state_dict().items()}
     blocks = random_blocks(6)
     with torch.no_grad():
         wanted = objective(student.eval(), {"input_ids": blocks.long()}).item()
     history = fine_tune(
-        student, blocks, SETTINGS | {"batch_size": 6}, seed=1, new=[student], objective=objective
+        student,
+        blocks,
+        replace(SETTINGS, batch_size=6),
+        seed=1,
+        compact=[student],
+        objective=objective,
     )
     assert history[0]["loss"] == pytest.approx(wanted, rel=1e-5)
     assert history[0]["learning_rate"] == 1e-3
     assert all(torch.equal(kept[name], value) for name, value in teacher.state_dict().items())
 
 
-def test_other_groups_may_be_given(tiny_model: MakeModel) -> None:
+def test_parameters_may_be_grouped_as_the_published_code_does(tiny_model: MakeModel) -> None:
     """The published code's: with block 1 replaced, block 10 stays as it is."""
-    model, _ = replace_block(tiny_model("gpt2", blocks=11, width=16), 1, SIZES, "paper", 1)
+    model, block = replace_block(tiny_model("gpt2", blocks=11, width=16), 1, SIZES, "paper", 1)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    groups = published_groups(
-        model, "transformer.h.1", rate_new=1e-3, rate_rest=1e-4, weight_decay=0.0
+    history = fine_tune(
+        model, random_blocks(4), SETTINGS, seed=1, compact=[block], grouping=published_groups
     )
-    history = fine_tune(model, random_blocks(4), SETTINGS, seed=1, groups=groups)
     assert history[0]["learning_rate"] == 1e-4
     for name, parameter in model.named_parameters():
         moved = (parameter.detach() - before[name]).abs().max().item()
@@ -282,11 +289,11 @@ def test_other_groups_may_be_given(tiny_model: MakeModel) -> None:
 def test_a_step_is_announced_before_its_batch_is_seen(watch: Watch) -> None:
     calls = []
 
-    def on_step(step: int, total: int) -> None:
+    def on_update(step: int, total: int) -> None:
         calls.append((step, total, len(watch.seen), len(watch.rates)))
 
     fine_tune(
-        fresh(), random_blocks(10), SETTINGS, seed=1, objective=watch.objective, on_step=on_step
+        fresh(), random_blocks(10), SETTINGS, seed=1, objective=watch.objective, on_update=on_update
     )
     assert calls == [(0, 3, 0, 0), (1, 3, 1, 1), (2, 3, 2, 2)]
 
@@ -304,7 +311,7 @@ def hand_count(model: PreTrainedModel, length: int) -> int:
 
 def test_flops_are_those_counted_by_hand() -> None:
     model = fresh()
-    history = fine_tune(model, random_blocks(10), SETTINGS | {"epochs": 2}, seed=1)
+    history = fine_tune(model, random_blocks(10), replace(SETTINGS, epochs=2), seed=1)
     # The backward pass costs twice the forward one; the batches have 4, 4 and 2 sequences.
     wanted = 3 * hand_count(model, 10)
     assert [row["flops"] for row in history] == [wanted * n for n in (4, 8, 10, 14, 18, 20)]
@@ -328,12 +335,12 @@ def test_flops_are_counted_once_for_each_variant_of_the_model(watch: Watch) -> N
 
     variant: list[bool] = []
 
-    def on_step(step: int, total: int) -> bool:
+    def on_update(step: int, total: int) -> bool:
         variant.append(step % 2 == 1)
         return variant[-1]
 
     history = fine_tune(
-        model, random_blocks(16), SETTINGS, seed=1, objective=longer, on_step=on_step
+        model, random_blocks(16), SETTINGS, seed=1, objective=longer, on_update=on_update
     )
     one = 4 * 3 * hand_count(model, 10)
     assert [row["flops"] for row in history] == [one, 3 * one, 4 * one, 6 * one]
@@ -342,16 +349,16 @@ def test_flops_are_counted_once_for_each_variant_of_the_model(watch: Watch) -> N
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_counting_changes_no_bit_of_the_result(
-    family: str, precision: str, monkeypatch: pytest.MonkeyPatch
+    family: str, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, rows = [], []
     for counting in (True, False):
         if not counting:
             monkeypatch.setattr(loop, "count_flops", lambda *_: 0)
         model = fresh(family, dropout=0.2)
-        settings = SETTINGS | {"precision": precision}
+        settings = replace(SETTINGS, precision=precision)
         history = fine_tune(
-            model, random_blocks(10), settings, seed=3, on_step=lambda step, _: step
+            model, random_blocks(10), settings, seed=3, on_update=lambda step, _: step
         )
         rows.append([row | {"flops": 0} for row in history])
         weights.append({k: v.clone() for k, v in model.state_dict().items()})
@@ -395,7 +402,7 @@ def test_phases_are_joined_with_running_totals() -> None:
 
 def test_autocast_keeps_the_weights_in_full_precision() -> None:
     model = fresh()
-    history = fine_tune(model, random_blocks(4), SETTINGS | {"precision": "bfloat16"}, seed=1)
+    history = fine_tune(model, random_blocks(4), replace(SETTINGS, precision="bfloat16"), seed=1)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert history[0]["loss"] == pytest.approx(torch.tensor(VOCABULARY).log().item(), rel=0.05)
 
@@ -424,7 +431,7 @@ def test_nothing_is_left_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_tokens_come_as_long_integers() -> None:
-    data = TokenBlocks(random_blocks(3))
+    data = TokenSequences(random_blocks(3))
     assert len(data) == 3
     assert data[1]["input_ids"].dtype == torch.int64
     assert data[1]["input_ids"].tolist() == random_blocks(3)[1].tolist()

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +12,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from iskd.errors import UserError
 from iskd.models import replace_block
+from iskd.settings import ObjectiveSettings
 from iskd.training.loop import fine_tune
-from iskd.training.objectives import make_objective
+from iskd.training.objectives import Mixture
 from tests.unit.test_fine_tune import FAMILIES, SETTINGS, SIZES, fresh, random_blocks
 
 
 def trained(family: str = "gpt2", **how: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
     model, block = replace_block(fresh(family), 1, SIZES, "paper", seed=1)
-    history = fine_tune(model, random_blocks(10), SETTINGS | how, seed=3, new=[block])
+    history = fine_tune(model, random_blocks(10), replace(SETTINGS, **how), seed=3, compact=[block])
     assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     return model.state_dict(), history
 
@@ -51,14 +53,14 @@ def test_micro_batches_add_up_to_the_batchs_gradient() -> None:
         logits = model(input_ids=batch["input_ids"]).logits
         return nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten())
 
-    settings = SETTINGS | {"batch_size": 8, "clip": None}
+    settings = replace(SETTINGS, batch_size=8, clip=None)
     for size in (None, 3):
         seen.clear()
         handle = register_optimizer_step_pre_hook(noted)
         fine_tune(
             fresh(),
             random_blocks(8),
-            settings | {"micro_batch": size},
+            replace(settings, micro_batch=size),
             seed=1,
             objective=objective,
         )
@@ -78,12 +80,12 @@ def test_checkpointing_changes_no_bit_and_counts_no_flops(family: str) -> None:
 
 
 def test_checkpointing_goes_with_a_teacher_and_dropout() -> None:
-    spec = {"next_token": 0.5, "kl": 0.5, "temperature": 2.0, "hidden": 1.0}
+    spec = ObjectiveSettings(next_token=0.5, kl=0.5, hidden=1.0, temperature=2.0)
     found = []
     for checkpointing in (False, True):
         model = fresh(dropout=0.2)
-        objective = make_objective(spec, fresh())  # type: ignore[arg-type]
-        settings = SETTINGS | {"checkpointing": checkpointing}
+        objective = Mixture(spec, fresh())
+        settings = replace(SETTINGS, checkpointing=checkpointing)
         fine_tune(model, random_blocks(8), settings, seed=1, objective=objective)
         found.append(model.state_dict())
     assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
@@ -110,20 +112,20 @@ def test_full_memory_is_told_with_what_takes_less(how: dict[str, Any], told: str
         return loss
 
     with pytest.raises(UserError, match=re.escape(told)):
-        fine_tune(fresh(), random_blocks(8), SETTINGS | how, seed=1, objective=objective)
+        fine_tune(fresh(), random_blocks(8), replace(SETTINGS, **how), seed=1, objective=objective)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor takes g++")
 def test_a_compiled_model_learns_the_same() -> None:
-    spec = {"next_token": 0.5, "kl": 0.5, "temperature": 2.0, "hidden": 0.0}
+    spec = ObjectiveSettings(next_token=0.5, kl=0.5, hidden=0.0, temperature=2.0)
     found = []
     for compiled in (False, True):
         model, block = replace_block(fresh(), 1, SIZES, "paper", seed=1)
-        objective = make_objective(spec, fresh())  # type: ignore[arg-type]
-        settings = SETTINGS | {"compile": compiled, "micro_batch": 2}
+        objective = Mixture(spec, fresh())
+        settings = replace(SETTINGS, compile=compiled, micro_batch=2)
         history = fine_tune(
-            model, random_blocks(10), settings, seed=1, objective=objective, new=[block]
+            model, random_blocks(10), settings, seed=1, objective=objective, compact=[block]
         )
         found.append((model.state_dict(), history[-1]["flops"], [row["loss"] for row in history]))
     (plain, flops, losses), (fast, others, other) = found

@@ -1,14 +1,13 @@
 """Models as folders: saved in one file, loaded again, and fetched ones put in order."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
-from iskd.data.corpus import token_blocks, train_tokenizer
+from iskd.data.corpus import token_sequences, train_tokenizer
 from iskd.errors import UserError
 from iskd.models import CompactSizes, parameter_count, replace_block
 from iskd.models.folder import (
@@ -23,6 +22,7 @@ from iskd.models.folder import (
     save_model,
 )
 from iskd.provenance.tensors import MASTER, weight_files
+from iskd.settings import LearningRates, TrainingSettings
 from iskd.training.pretrain import pretrain
 from tests.unit.conftest import FAMILIES, POSITIONS, MakeModel
 
@@ -215,39 +215,36 @@ def test_a_reference_row_has_its_teachers_tokenizer(
 def test_a_teacher_is_trained_from_its_seed(
     family: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    blocks = token_blocks(TEXTS, tokenizer, 8)
-    spec: dict[str, Any] = {
-        "family": family,
-        "architecture": {
-            "blocks": 2,
-            "width": 16,
-            "heads": 2,
-            "mlp": 20,
-            "positions": 16,
-            "vocabulary": 270,
-            "dropout": 0.1,
-            "initializer_range": 0.03,
-        },
-        "pretraining": {
-            "seed": 4,
-            "epochs": 4,
-            "batch_size": 4,
-            "learning_rate": 1e-2,
-            "weight_decay": 0.01,
-            "beta2": 0.95,
-            "schedule": "cosine",
-            "warmup": 0.05,
-            "clip": 1.0,
-            "precision": "float32",
-        },
+    sequences = token_sequences(TEXTS, tokenizer, 8)
+    architecture = {
+        "blocks": 2,
+        "width": 16,
+        "heads": 2,
+        "mlp": 20,
+        "positions": 16,
+        "vocabulary": 270,
+        "dropout": 0.1,
+        "initializer_range": 0.03,
     }
-    torch.manual_seed(1)
-    model, history = pretrain(blocks, tokenizer, spec)
-    torch.manual_seed(2)
-    again, _ = pretrain(blocks, tokenizer, spec)
-    other, _ = pretrain(
-        blocks, tokenizer, spec | {"pretraining": spec["pretraining"] | {"seed": 5}}
+    settings = TrainingSettings(
+        epochs=4,
+        batch_size=4,
+        learning_rate=LearningRates(compact=1e-2, rest=1e-2),
+        optimizer="adamw",
+        weight_decay=0.01,
+        beta2=0.95,
+        schedule="cosine",
+        warmup=0.05,
+        clip=1.0,
+        precision="float32",
     )
+    found = []
+    for before, seed in ((1, 4), (2, 4), (2, 5)):
+        torch.manual_seed(before)
+        found.append(
+            pretrain(sequences, tokenizer, architecture, settings, family=family, seed=seed)
+        )
+    (model, history), (again, _), (other, _) = found
     config = model.config
     assert (config.vocab_size, config.max_position_embeddings) == (len(tokenizer), 16)
     assert config.eos_token_id == tokenizer.eos_token_id

@@ -8,13 +8,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from iskd.errors import UserError
-from iskd.evaluation.heldout import score_blocks
+from iskd.evaluation.heldout import score_sequences
 from iskd.evaluation.losses import heldout_metrics
 from iskd.evaluation.metric import Metric
 
 
 def heldout_loss(model: GPT2LMHeadModel, blocks: torch.Tensor, **settings: Any) -> Metric:
-    return heldout_metrics(score_blocks(model, blocks, **settings))["loss"]
+    return heldout_metrics(score_sequences(model, blocks, **settings))["loss"]
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from torch import nn
 from iskd.errors import UserError
 from iskd.models import CompactSizes, NarrowSizes, family_of, replace_block
 from iskd.models.activations import BlockCall, all_calls, block_calls, first_tensor
-from iskd.models.initialisation import Initialisation
 from iskd.models.modeling.iskd_blocks import CompactBlock
 from iskd.models.units import unit_counts
+from iskd.settings import Initialisation
 from tests.unit.conftest import FAMILIES, POSITIONS, SHARE, VOCABULARY, MakeModel
 
 SIZES = CompactSizes(width=8, heads=1, blocks=1, mlp=16, positions=POSITIONS)

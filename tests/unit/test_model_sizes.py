@@ -1,7 +1,7 @@
 """Parameter counts: the paper's own shapes, to the last parameter."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from iskd.models import (
     parameter_count,
     resolve_sizes,
 )
-from iskd.models.planning import matched_parameters, new_block_sizes, plan_substitutions
+from iskd.models.planning import matched_parameters, plan_substitutions, requested_sizes
+from iskd.settings import SizeRequest
 
 
 class Published(NamedTuple):
@@ -72,7 +73,7 @@ PUBLISHED = {
 
 
 # What a study's config asks for when it names nothing.
-PAPER: dict[str, Any] = {"recipe": "paper", "reduction": None, "like": None}
+PAPER = SizeRequest("paper")
 
 
 @pytest.fixture(params=PUBLISHED)
@@ -169,27 +170,30 @@ def test_an_unknown_architecture_is_a_users_mistake() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["paper", "narrow"])
-@pytest.mark.parametrize("target", [{}, {"reduction": 0.1}, {"like": {**PAPER, "width": 16}}])
+@pytest.mark.parametrize(
+    "target", [{}, {"reduction": 0.1, "replaced": 2}, {"like": replace(PAPER, width=16)}]
+)
 def test_a_job_works_out_the_sizes_and_the_target_of_its_plan(
-    recipe: str, target: dict[str, Any]
+    recipe: Any, target: dict[str, Any]
 ) -> None:
     config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=61)
-    request = {**PAPER, "recipe": recipe, **target}
-    plan = plan_substitutions(config, [2, 0], 2, request, headline=2)
-    spec: dict[str, Any] = {"request": request, "replaced": [2, 0], "planned": 2}
-    if "reduction" not in target:
-        del spec["planned"]
-    sizes = new_block_sizes(config, spec)
+    request = replace(PAPER, recipe=recipe, **target)
+    plan = plan_substitutions(config, [2, 0], 2, request)
+    sizes = requested_sizes(config, request)
     assert isinstance(sizes, NarrowSizes if recipe == "narrow" else CompactSizes)
     assert asdict(sizes) == plan["sizes"]
     for step in plan["steps"]:
-        replaced = spec["replaced"][: step["step"]]
-        assert matched_parameters(config, {**spec, "replaced": replaced}) == step["parameters"]
-    unknown = {**spec, "replaced": [None, None]}
-    assert matched_parameters(config, unknown) == plan["steps"][-1]["parameters"]
+        replaced = [2, 0][: step["step"]]
+        assert matched_parameters(config, request, replaced) == step["parameters"]
+    assert matched_parameters(config, request, [None, None]) == plan["steps"][-1]["parameters"]
+
+
+def test_a_size_request_is_read_back_from_a_rules_parameters() -> None:
+    request = SizeRequest("narrow", like=SizeRequest("paper", reduction=0.3, replaced=4))
+    assert SizeRequest.of(json.loads(json.dumps(asdict(request)))) == request
 
 
 def test_a_baseline_aims_at_the_published_count() -> None:
     published = PUBLISHED["gpt2"]
-    spec = {"request": PAPER, "replaced": list(published.order[:6])}
-    assert matched_parameters(published.config, spec) == published.headline[1]
+    blocks = list(published.order[:6])
+    assert matched_parameters(published.config, PAPER, blocks) == published.headline[1]

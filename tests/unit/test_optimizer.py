@@ -1,7 +1,8 @@
 """The optimiser's groups, on the real models' shapes."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PhiConfig, PreTrainedModel
 
 from iskd.models import CompactSizes, compact_config, family_of, parameter_count
+from iskd.settings import LearningRates, TrainingSettings
 from iskd.training.optimizer import make_optimizer, parameter_groups, published_groups
 
 GPT2_ORDER = [5, 7, 3, 9, 1, 11, 2, 10, 4, 8, 6, 0]
@@ -19,6 +21,18 @@ CASES = {
     "gpt2": (GPT2Config(), CompactSizes(128, 2, 2, 512, 1024), GPT2_ORDER),
     "phi": (PhiConfig(), CompactSizes(512, 1, 4, 2048, 2048), PHI_ORDER),
 }
+SETTINGS = TrainingSettings(
+    epochs=1,
+    batch_size=1,
+    learning_rate=LearningRates(compact=1e-4, rest=2e-5),
+    optimizer="adam",
+    weight_decay=0.01,
+    beta2=0.999,
+    schedule="linear",
+    warmup=0.0,
+    clip=None,
+    precision="float32",
+)
 STEPS = [(name, step) for name, (_, _, order) in CASES.items() for step in range(1, len(order) + 1)]
 
 
@@ -28,8 +42,8 @@ def on_meta(name: str, order: Sequence[int]) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(compact_config(config, order, sizes))
 
 
-def groups_of(model: nn.Module, new: Sequence[nn.Module]) -> list[dict[str, Any]]:
-    return parameter_groups(model, new, rate_new=1e-4, rate_rest=2e-5, weight_decay=0.01)
+def groups_of(model: nn.Module, compact: Sequence[nn.Module]) -> list[dict[str, Any]]:
+    return parameter_groups(model, compact, SETTINGS)
 
 
 def check_groups(name: str, order: Sequence[int]) -> None:
@@ -107,13 +121,7 @@ def published(name: str, index: int) -> tuple[set[int], list[dict[str, Any]]]:
     """
     model = on_meta(name, [index])
     blocks = family_of(model.config).blocks(model)
-    groups = published_groups(
-        model,
-        next(name for name, module in model.named_modules() if module is blocks[index]),
-        rate_new=1e-4,
-        rate_rest=2e-5,
-        weight_decay=0.01,
-    )
+    groups = published_groups(model, [blocks[index]], SETTINGS)
     grouped = [id(p) for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert [g["lr"] for g in groups] == [2e-5, 1e-4]
@@ -145,27 +153,27 @@ def test_the_published_groups_leave_out_blocks_whose_number_begins_alike(
 def test_the_published_groups_leave_frozen_parameters_out() -> None:
     model = on_meta("gpt2", [3])
     model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
-    groups = published_groups(
-        model, "transformer.h.3", rate_new=1e-4, rate_rest=2e-5, weight_decay=0.0
-    )
+    groups = published_groups(model, [family_of(model.config).blocks(model)[3]], SETTINGS)
     assert all(p.requires_grad for group in groups for p in group["params"])
 
 
-def test_a_prefix_without_parameters_is_a_bug() -> None:
-    with pytest.raises(ValueError, match=r"no trainable parameter under 'transformer.h.12'"):
-        published_groups(
-            on_meta("gpt2", []), "transformer.h.12", rate_new=1, rate_rest=1, weight_decay=0
-        )
+def test_a_compact_block_that_cannot_be_trained_is_a_bug() -> None:
+    model = on_meta("gpt2", [3])
+    block = family_of(model.config).blocks(model)[3].requires_grad_(requires_grad=False)
+    with pytest.raises(ValueError, match=r"no trainable parameter under 'transformer.h.3'"):
+        published_groups(model, [block], SETTINGS)
+    with pytest.raises(ValueError, match="no part of the model"):
+        published_groups(model, [nn.Linear(1, 1)], SETTINGS)
 
 
 def test_adam_adds_decay_to_the_gradient_and_adamw_takes_it_off_the_weight() -> None:
     moved = {}
-    for name in ("adam", "adamw"):
+    names: list[Literal["adam", "adamw"]] = ["adam", "adamw"]
+    for name in names:
         weight = nn.Parameter(torch.full((2, 2), 4.0))
         weight.grad = torch.zeros(2, 2)
-        make_optimizer(
-            name, [{"params": [weight], "lr": 0.1, "weight_decay": 0.5}], beta2=0.999
-        ).step()
+        groups = [{"params": [weight], "lr": 0.1, "weight_decay": 0.5}]
+        make_optimizer(groups, replace(SETTINGS, optimizer=name)).step()
         moved[name] = weight[0, 0].item()
     assert moved["adamw"] == pytest.approx(4.0 * (1 - 0.1 * 0.5))
     assert moved["adam"] == pytest.approx(4.0 - 0.1)

@@ -7,18 +7,18 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from iskd.data.corpus import (
-    load_blocks,
+    load_sequences,
     load_stories,
-    save_blocks,
-    story_blocks,
-    token_blocks,
+    save_sequences,
+    story_sequences,
+    token_sequences,
     train_tokenizer,
 )
 from iskd.data.sources import sources
 from iskd.data.texts import draw_texts
 from iskd.data.toyworld.elsewhere import other_stories
 from iskd.errors import UserError
-from iskd.evaluation.heldout import score_blocks, shared_vocabulary
+from iskd.evaluation.heldout import score_sequences, shared_vocabulary
 from iskd.evaluation.losses import heldout_metrics
 from tests.unit.test_heldout import blocks, model
 
@@ -34,14 +34,14 @@ def test_a_sequence_belongs_to_the_story_of_its_middle(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     texts = ["abcdefghij", "k", "lmnopqrstuvw"]
-    found, stories = story_blocks(texts, tokenizer, 4)
+    found, stories = story_sequences(texts, tokenizer, 4)
     ids = [[*tokenizer(t)["input_ids"], tokenizer.eos_token_id] for t in texts]
     owners = [story for story, tokens in enumerate(ids) for _ in tokens]
     assert stories.tolist() == [owners[i * 4 + 2] for i in range(len(found))]
-    assert torch.equal(found, token_blocks(texts, tokenizer, 4))
-    save_blocks(found, tmp_path / "with", stories)
-    save_blocks(found, tmp_path / "without")
-    assert torch.equal(load_blocks(tmp_path / "with"), found)
+    assert torch.equal(found, token_sequences(texts, tokenizer, 4))
+    save_sequences(found, tmp_path / "with", stories)
+    save_sequences(found, tmp_path / "without")
+    assert torch.equal(load_sequences(tmp_path / "with"), found)
     kept = load_stories(tmp_path / "with")
     assert kept is not None
     assert torch.equal(kept, stories)
@@ -72,7 +72,7 @@ def test_other_words_are_not_the_corpus_own() -> None:
 
 
 def test_a_model_is_its_own_teachers_equal(model, blocks) -> None:  # type: ignore[no-untyped-def]
-    samples = score_blocks(
+    samples = score_sequences(
         model, blocks, batch_size=3, teacher=model, stories=[0, 0, 1, 1, 2, 3, 4]
     )
     assert {sample["kl"] for sample in samples} == {0.0}
@@ -88,7 +88,7 @@ def test_distance_to_the_teacher_by_hand(model, blocks) -> None:  # type: ignore
     shape = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.5}
     teacher = GPT2LMHeadModel(GPT2Config(vocab_size=44, **shape)).eval()
     assert shared_vocabulary(model, teacher) == 40
-    samples = score_blocks(model.eval(), blocks, batch_size=4, teacher=teacher)
+    samples = score_sequences(model.eval(), blocks, batch_size=4, teacher=teacher)
     for sample, block in zip(samples, blocks, strict=True):
         with torch.no_grad():
             p = teacher(block[None]).logits[0, :-1, :40].double().softmax(-1)

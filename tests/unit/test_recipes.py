@@ -19,6 +19,7 @@ from iskd.models import (
 )
 from iskd.models.planning import requested_sizes
 from iskd.models.recipes import block_parameters, head_grain
+from iskd.settings import SizeRequest
 from tests.unit.conftest import FAMILIES, POSITIONS, SHARE, MakeModel
 
 CompactRecipe = Literal["paper", "bottleneck"]
@@ -168,13 +169,13 @@ def test_a_reduction_out_of_reach_is_said_in_one_line(
 @pytest.mark.parametrize("recipe", ["bottleneck", "narrow"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_block_is_no_larger_than_the_one_it_is_compared_with(
-    family: str, recipe: str, configs: dict[str, PreTrainedConfig]
+    family: str, recipe: Any, configs: dict[str, PreTrainedConfig]
 ) -> None:
     config = configs[family]
-    paper = {"recipe": "paper", "reduction": None, "width": 16 if family == "phi" else 32}
-    request = {"recipe": recipe, "reduction": None, "width": None, "like": paper}
-    budget = block_parameters(config, requested_sizes(config, paper, 1))
-    sizes = requested_sizes(config, request, 1)
+    paper = SizeRequest("paper", width=16 if family == "phi" else 32)
+    request = SizeRequest(recipe, like=paper)
+    budget = block_parameters(config, requested_sizes(config, paper))
+    sizes = requested_sizes(config, request)
     assert block_parameters(config, sizes) <= budget
     larger: CompactSizes | NarrowSizes
     if isinstance(sizes, CompactSizes):
@@ -184,8 +185,8 @@ def test_a_block_is_no_larger_than_the_one_it_is_compared_with(
         larger = replace(sizes, mlp=sizes.mlp + 1)
     assert block_parameters(config, larger) > budget
     # A reduction that is named goes before the comparison.
-    named = requested_sizes(config, {**request, "reduction": 0.05}, 1)
-    assert named == resolve_sizes(config, recipe, reduction=0.05)  # type: ignore[arg-type]
+    named = requested_sizes(config, replace(request, reduction=0.05))
+    assert named == resolve_sizes(config, recipe, reduction=0.05)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "bottleneck", "narrow"])

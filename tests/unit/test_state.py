@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,27 @@ from hypothesis import strategies as st
 from iskd.errors import UserError
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.provenance.artifact import MANIFEST
+from iskd.settings import LearningRates, TrainingSettings
 from iskd.training.loop import fine_tune
 from iskd.training.state import STATE_SECONDS, Interrupted, WorkFolder, state_seconds
 from tests.unit.conftest import POSITIONS, VOCABULARY
 
-SETTINGS: dict[str, Any] = {
-    "epochs": 2,
-    "batch_size": 4,
-    "learning_rate": {"compact": 1e-3, "rest": 1e-3},
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "beta2": 0.95,
-    "schedule": "cosine",
-    "warmup": 0.1,
-    "clip": 1.0,
-    "precision": "float32",
-}
+SETTINGS = TrainingSettings(
+    epochs=2,
+    batch_size=4,
+    learning_rate=LearningRates(compact=1e-3, rest=1e-3),
+    optimizer="adamw",
+    weight_decay=0.01,
+    beta2=0.95,
+    schedule="cosine",
+    warmup=0.1,
+    clip=1.0,
+    precision="float32",
+)
 STEPS = 12  # two epochs of 22 sequences, the last batch of each a short one
 ASKED = {"rule": "substitute_block", "seed": 3}
 Result = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
-OnStep = Callable[[int, int], None]
+OnUpdate = Callable[[int, int], None]
 
 
 class Killed(Exception):  # noqa: N818 - no error either
@@ -52,7 +54,7 @@ def _a_state_after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(
-    work: WorkFolder | None = None, on_step: OnStep | None = None, *, epochs: int = 2
+    work: WorkFolder | None = None, on_update: OnUpdate | None = None, *, epochs: int = 2
 ) -> Result:
     shape = {"blocks": 2, "width": 16, "heads": 2, "mlp": None}
     config = scratch_config(
@@ -63,7 +65,7 @@ def train(
         1, VOCABULARY, (22, 10), generator=torch.Generator().manual_seed(7), dtype=torch.int32
     )
     history = fine_tune(
-        model, blocks, {**SETTINGS, "epochs": epochs}, seed=5, work=work, on_step=on_step
+        model, blocks, replace(SETTINGS, epochs=epochs), seed=5, work=work, on_update=on_update
     )
     return model.state_dict(), history
 
@@ -73,13 +75,13 @@ def undisturbed() -> Result:
     return train()
 
 
-def kill_before(step: int) -> OnStep:
-    def on_step(now: int, total: int) -> None:
+def kill_before(step: int) -> OnUpdate:
+    def on_update(now: int, total: int) -> None:
         del total
         if now == step:
             raise Killed
 
-    return on_step
+    return on_update
 
 
 def killed_run(folder: Path, step: int = 7) -> WorkFolder:
@@ -138,14 +140,14 @@ def test_a_signal_ends_the_step_and_saves(
 ) -> None:
     monkeypatch.setenv(STATE_SECONDS, "1000")
 
-    def on_step(now: int, total: int) -> None:
+    def on_update(now: int, total: int) -> None:
         del total
         if now == 4:
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"{number.name} after step 5 of {STEPS}"):
-        train(WorkFolder(tmp_path / "work", ASKED), on_step)
+        train(WorkFolder(tmp_path / "work", ASKED), on_update)
     assert signal.getsignal(number) is before
     assert states(tmp_path / "work") == ["checkpoint-5"]
     work = WorkFolder(tmp_path / "work", ASKED)
@@ -154,11 +156,11 @@ def test_a_signal_ends_the_step_and_saves(
 
 
 def test_a_signal_in_the_last_step_changes_nothing(undisturbed: Result, tmp_path: Path) -> None:
-    def on_step(now: int, total: int) -> None:
+    def on_update(now: int, total: int) -> None:
         if now == total - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    check_same(train(WorkFolder(tmp_path / "work", ASKED), on_step), undisturbed)
+    check_same(train(WorkFolder(tmp_path / "work", ASKED), on_update), undisturbed)
 
 
 def flip(file: Path) -> None:

@@ -1,6 +1,7 @@
 """Substitution and fine-tuning together: which block goes, what is learnt, what is matched."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,37 +11,55 @@ from transformers import PreTrainedModel
 from iskd.baselines.tuning import tune
 from iskd.errors import UserError
 from iskd.models import ChangedBlocks, CompactSizes, NarrowSizes
+from iskd.settings import (
+    AtOnceSettings,
+    LearningRates,
+    ObjectiveSettings,
+    StartSettings,
+    StepSettings,
+    TrainingSettings,
+    TuningSettings,
+)
 from iskd.training import steps
 from iskd.training.steps import substitute_at_once, substitute_block
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
 SIZES = CompactSizes(width=16, heads=2, blocks=1, mlp=24, positions=POSITIONS)
-NEXT_TOKEN = {"next_token": 1.0, "kl": 0.0, "hidden": 0.0}
-TRAINING: dict[str, Any] = {
-    "epochs": 1,
-    "sequences": 12,
-    "batch_size": 4,
-    "learning_rate": {"compact": 1e-2, "rest": 1e-3},
-    "optimizer": "adamw",
-    "weight_decay": 0.0,
-    "beta2": 0.95,
-    "schedule": "linear",
-    "warmup": 0.0,
-    "clip": 1.0,
-    "precision": "float32",
-}
+TRAINING = TrainingSettings(
+    epochs=1,
+    sequences=12,
+    batch_size=4,
+    learning_rate=LearningRates(compact=1e-2, rest=1e-3),
+    optimizer="adamw",
+    weight_decay=0.0,
+    beta2=0.95,
+    schedule="linear",
+    warmup=0.0,
+    clip=1.0,
+    precision="float32",
+)
 
 
-def spec(**changes: Any) -> dict[str, Any]:
-    usual = {
-        "block": 1,
-        "training": TRAINING,
-        "as_published": False,
-        "initialisation": "paper",
-        "objective": NEXT_TOKEN,
-        "warm_start": 0.0,
-    }
-    return {**usual, **changes}
+STEP = StepSettings(
+    training=TRAINING,
+    objective=ObjectiveSettings(),
+    start=StartSettings("paper"),
+    warm_start=0.0,
+    validation=0,
+    block=1,
+    as_published=False,
+)
+AT_ONCE = AtOnceSettings(
+    training=TRAINING,
+    objective=ObjectiveSettings(),
+    start=StartSettings("paper"),
+    warm_start=0.0,
+    validation=0,
+    blocks=[1, 0],
+    first=None,
+    curriculum=None,
+)
+PLAIN_TUNING = TuningSettings(TRAINING, ObjectiveSettings(), validation=0)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +85,7 @@ def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
 def test_a_plain_step_never_asks_the_teacher(
     blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    done = substitute_block(teacher(), nobody, SIZES, blocks, spec(), step=1, seed=3)
+    done = substitute_block(teacher(), nobody, SIZES, blocks, STEP, step=1, seed=3)
     assert done.facts["block"] == 1
     assert ChangedBlocks.of(done.model.config).compact == {1: SIZES}
     assert done.history[-1]["tokens"] == 12 * 16
@@ -77,7 +96,7 @@ def test_a_step_is_the_same_when_made_again_and_another_with_another_seed(
     blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     one, two, other = (
-        substitute_block(teacher(), nobody, SIZES, blocks, spec(), step=1, seed=seed)
+        substitute_block(teacher(), nobody, SIZES, blocks, STEP, step=1, seed=seed)
         for seed in (3, 3, 4)
     )
     assert same(one.model, two.model)
@@ -88,21 +107,23 @@ def test_a_step_is_the_same_when_made_again_and_another_with_another_seed(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"objective": {"next_token": 0.5, "kl": 0.5, "hidden": 0.0, "temperature": 2.0}},
-        {"objective": {"next_token": 1.0, "kl": 0.0, "hidden": 0.5}},
-        {"objective": {**NEXT_TOKEN, "kl": 0.1, "teacher_precision": "bfloat16"}},
+        {"objective": ObjectiveSettings(next_token=0.5, kl=0.5, temperature=2.0)},
+        {"objective": ObjectiveSettings(hidden=0.5)},
+        {"objective": ObjectiveSettings(kl=0.1, teacher_precision="bfloat16")},
         {"warm_start": 0.25},
-        {"initialisation": "zero_up"},
-        {"initialisation": "pca", "calibration": 4},
-        {"initialisation": "least_squares", "calibration": 4},
+        {"start": StartSettings("zero_up")},
+        {"start": StartSettings("pca", calibration=4)},
+        {"start": StartSettings("least_squares", calibration=4)},
     ],
-    ids="-".join,
+    ids=str,
 )
 def test_every_choice_changes_the_model_and_none_changes_the_tokens(
     changes: dict[str, Any], blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    plain = substitute_block(teacher(), nobody, SIZES, blocks, spec(), step=1, seed=3)
-    other = substitute_block(teacher(), teacher, SIZES, blocks, spec(**changes), step=1, seed=3)
+    plain = substitute_block(teacher(), nobody, SIZES, blocks, STEP, step=1, seed=3)
+    other = substitute_block(
+        teacher(), teacher, SIZES, blocks, replace(STEP, **changes), step=1, seed=3
+    )
     assert not same(plain.model, other.model)
     assert other.history[-1]["tokens"] == plain.history[-1]["tokens"] == 12 * 16
 
@@ -111,7 +132,7 @@ def test_the_warm_start_takes_its_share_and_comes_first(
     blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     done = substitute_block(
-        teacher(), teacher, SIZES, blocks, spec(warm_start=0.34), step=1, seed=3
+        teacher(), teacher, SIZES, blocks, replace(STEP, warm_start=0.34), step=1, seed=3
     )
     phases = [row["phase"] for row in done.history]
     assert phases == sorted(phases, key=["warm_start", "joint"].index)
@@ -137,11 +158,12 @@ def test_a_measured_order_takes_the_block_that_costs_least(
 
     monkeypatch.setattr(steps, "fine_tune", listening)
     monkeypatch.setattr(steps, "_mean_loss", mean)
-    asked = spec(
+    asked = replace(
+        STEP,
         block=None,
         validation=6,
-        initialisation="zero_up",
-        training={**TRAINING, "sequences": None},
+        start=StartSettings("zero_up"),
+        training=replace(TRAINING, sequences=None),
     )
     first = substitute_block(teacher(), nobody, SIZES, blocks, asked, step=1, seed=3)
     losses = first.facts["loss_if_replaced"]
@@ -154,7 +176,7 @@ def test_a_measured_order_takes_the_block_that_costs_least(
     assert set(second.facts["loss_if_replaced"]) == {"0", "1", "2"} - {str(first.facts["block"])}
     with pytest.raises(UserError, match="lower validation"):
         substitute_block(
-            teacher(), nobody, SIZES, blocks, {**asked, "validation": 40}, step=1, seed=3
+            teacher(), nobody, SIZES, blocks, replace(asked, validation=40), step=1, seed=3
         )
 
 
@@ -165,7 +187,7 @@ def test_the_published_arm_freezes_blocks_that_begin_alike(
     previous = tiny_model("gpt2", blocks=12)
     before = {name: value.clone() for name, value in previous.state_dict().items()}
     after = substitute_block(
-        previous, nobody, published, blocks, spec(as_published=True), step=1, seed=3
+        previous, nobody, published, blocks, replace(STEP, as_published=True), step=1, seed=3
     ).model.state_dict()
     moved = {
         int(name.split(".")[2])
@@ -184,7 +206,7 @@ def test_the_published_arm_freezes_blocks_that_begin_alike(
 def test_at_once_replaces_all_and_matches_the_tokens_of_the_chain(
     blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    asked = spec(replaced=[2, 0], warm_start=0.5)
+    asked = replace(AT_ONCE, blocks=[2, 0], warm_start=0.5)
     done = substitute_at_once(teacher, SIZES, blocks, asked, step=2, seed=3)
     assert sorted(ChangedBlocks.of(done.model.config).compact) == [0, 2]
     assert done.facts["blocks"] == [2, 0]
@@ -196,11 +218,10 @@ def test_at_once_replaces_all_and_matches_the_tokens_of_the_chain(
 def test_theseus_ends_with_the_compact_blocks_alone(
     blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    asked = spec(replaced=[1, 0])
-    plain = substitute_at_once(teacher, SIZES, blocks, asked, step=2, seed=3)
+    plain = substitute_at_once(teacher, SIZES, blocks, AT_ONCE, step=2, seed=3)
     drawn, sure = (
         substitute_at_once(
-            teacher, SIZES, blocks, {**asked, "first": first, "curriculum": 0.6}, step=2, seed=3
+            teacher, SIZES, blocks, replace(AT_ONCE, first=first, curriculum=0.6), step=2, seed=3
         )
         for first in (0.0, 1.0)
     )
@@ -213,7 +234,7 @@ def test_narrow_blocks_go_the_same_way(
     blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     sizes = NarrowSizes(heads=2, mlp=30)
-    asked = spec(initialisation="teacher")
+    asked = replace(STEP, start=StartSettings("teacher"))
     done = substitute_block(teacher(), nobody, sizes, blocks, asked, step=1, seed=3)
     assert ChangedBlocks.of(done.model.config).narrow == {1: sizes}
 
@@ -222,9 +243,9 @@ def test_a_baseline_sees_the_tokens_of_all_steps(
     blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     model = teacher()
-    history = tune(model, nobody, blocks, {"training": TRAINING}, step=3, seed=3)
+    history = tune(model, nobody, blocks, PLAIN_TUNING, step=3, seed=3)
     assert history[-1]["tokens"] == 3 * 12 * 16
-    listening = {"training": TRAINING, "objective": {**NEXT_TOKEN, "kl": 1.0}}
+    listening = replace(PLAIN_TUNING, objective=ObjectiveSettings(kl=1.0))
     taught = teacher()
     tune(taught, teacher, blocks, listening, step=3, seed=3)
     assert not same(model, taught)
@@ -234,14 +255,14 @@ def test_a_baseline_sees_the_tokens_of_all_steps(
 def test_the_warm_start_changes_no_number_of_tokens(
     epochs: int, teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
 ) -> None:
-    training = {**TRAINING, "epochs": epochs}
+    training = replace(TRAINING, epochs=epochs)
     tokens = {
         substitute_block(
             teacher(),
             teacher,
             SIZES,
             blocks,
-            spec(training=training, warm_start=share),
+            replace(STEP, training=training, warm_start=share),
             step=1,
             seed=3,
         ).history[-1]["tokens"]
@@ -254,25 +275,28 @@ def test_a_warm_start_must_leave_something(
     teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
 ) -> None:
     with pytest.raises(UserError, match="leaves none for the whole model"):
-        substitute_block(teacher(), teacher, SIZES, blocks, spec(warm_start=0.99), step=1, seed=3)
+        substitute_block(
+            teacher(), teacher, SIZES, blocks, replace(STEP, warm_start=0.99), step=1, seed=3
+        )
 
 
 @pytest.mark.parametrize("sequences", [None, 12])
 def test_a_baseline_sees_the_text_of_a_reference_with_a_measured_order(
     sequences: int | None, teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
 ) -> None:
-    training = {**TRAINING, "sequences": sequences}
+    training = replace(TRAINING, sequences=sequences)
     chain = [
         substitute_block(
             teacher(),
             teacher,
             SIZES,
             blocks,
-            spec(block=None, validation=8, training=training),
+            replace(STEP, block=None, validation=8, training=training),
             step=step,
             seed=3,
         ).history[-1]["tokens"]
         for step in (1, 2)
     ]
-    seen = tune(teacher(), teacher, blocks, {"training": training, "validation": 8}, step=2, seed=3)
+    matched = TuningSettings(training, ObjectiveSettings(), validation=8)
+    seen = tune(teacher(), teacher, blocks, matched, step=2, seed=3)
     assert seen[-1]["tokens"] == sum(chain)

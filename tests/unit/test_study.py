@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iskd.config import StudyPlan, load_study
+from iskd.config import load_study
 from iskd.config.best import BEST
-from iskd.config.study_models import ModelId
+from iskd.plan import ModelId, StudyPlan
 from tests.unit.test_config import LEAVE_OUT, TINY, TOY, changed
 
 NAME = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,12}", fullmatch=True)
@@ -46,23 +46,23 @@ def test_models_and_places_are_distinct_and_closed(
     seeds: list[int], order: Any, l1: list[int] | None
 ) -> None:
     study = of({"seeds": seeds, f"{TOY}.order": order, "arms.l1.steps": l1})
-    models = study.models()
+    models = study.models.evaluated()
     assert len(set(models)) == len(models)
-    assert len({study.place(m) for m in models}) == len(models)
+    assert len({study.models.place(m) for m in models}) == len(models)
     assert [ModelId.parse(m.path) for m in models] == models
-    assert models[0] == study.teacher_model("toy")
+    assert models[0] == study.models.teacher_model("toy")
     steps = 3 if order == "random" else len(order)
     assert len(models) == 1 + len(seeds) * (steps + 3)
     for model in models[1:]:
-        if study.producer(model) == "substitute_block":
-            assert study.previous(model) in models
+        if study.models.producer(model) == "substitute_block":
+            assert study.models.previous(model) in models
         else:
-            assert study.reference(model) in models
+            assert study.models.reference(model) in models
 
 
 def test_each_arm_has_its_rule() -> None:
     study = plan()
-    makers = {m.arm: study.producer(m) for m in study.models()}
+    makers = {m.arm: study.models.producer(m) for m in study.models.evaluated()}
     assert makers == {
         "teacher": "pretrain_teacher",
         "iskd": "substitute_block",
@@ -70,24 +70,27 @@ def test_each_arm_has_its_rule() -> None:
         "kd": "distill_student",
         "teacher_tuned": "tune_teacher",
     }
-    assert study.place(ModelId("toy", "teacher", None, 0)) == "pretrain_teacher/toy"
-    assert study.place(ModelId("toy", "l1", 3, 2)) == "prune_l1/toy/l1/seed_3/step_02"
+    assert study.models.place(ModelId("toy", "teacher", None, 0)) == "pretrain_teacher/toy"
+    assert study.models.place(ModelId("toy", "l1", 3, 2)) == "prune_l1/toy/l1/seed_3/step_02"
 
 
 def test_a_chain_starts_at_the_teacher() -> None:
     study = plan()
     second = ModelId("toy", "iskd", 3, 2)
-    first = study.previous(second)
+    first = study.models.previous(second)
     assert first == ModelId("toy", "iskd", 3, 1)
-    assert study.previous(first) == study.teacher_model("toy")
-    assert [study.substitution_spec(m)["block"] for m in (first, second)] == [1, 2]
+    assert study.models.previous(first) == study.models.teacher_model("toy")
+    assert [study.trainings.substitution(m)["block"] for m in (first, second)] == [1, 2]
 
 
 def test_baselines_stand_at_the_headline_unless_told_otherwise() -> None:
     study = of({f"{TOY}.headline": 1, "arms.kd.steps": [1, 2]})
-    steps = {arm: [m.step for m in study.models() if m.arm == arm] for arm in ("l1", "kd", "iskd")}
+    steps = {
+        arm: [m.step for m in study.models.evaluated() if m.arm == arm]
+        for arm in ("l1", "kd", "iskd")
+    }
     assert steps == {"l1": [1], "kd": [1, 2], "iskd": [1, 2]}
-    assert study.headline_steps() == {"toy": 1}
+    assert study.models.headline_steps() == {"toy": 1}
 
 
 def test_a_baseline_sees_its_references_tokens_with_its_own_settings() -> None:
@@ -101,34 +104,34 @@ def test_a_baseline_sees_its_references_tokens_with_its_own_settings() -> None:
             "arms.teacher_tuned.reference": "iskd",
         }
     )
-    pruned = study.baseline_spec(ModelId("toy", "l1", 3, 2))
+    pruned = study.trainings.baseline(ModelId("toy", "l1", 3, 2))
     trained = pruned["training"]
     assert (trained["epochs"], trained["sequences"], trained["batch_size"]) == (2, 40, 4)
-    assert pruned["replaced"] == [1, 2]
-    taught = study.baseline_spec(ModelId("toy", "kd", 3, 1))["training"]
+    assert pruned["reference_blocks"] == [1, 2]
+    taught = study.trainings.baseline(ModelId("toy", "kd", 3, 1))["training"]
     assert (taught["epochs"], taught["sequences"], taught["batch_size"]) == (3, 7, 16)
     # An iskd arm has no reference.
     with pytest.raises(KeyError):
-        study.reference(ModelId("toy", "iskd", 3, 1))
+        study.models.reference(ModelId("toy", "iskd", 3, 1))
 
 
-def specs(study: StudyPlan) -> dict[str, Any]:
+def parameters(study: StudyPlan) -> dict[str, Any]:
     """Give the parameters of every job that makes a model."""
     found: dict[str, Any] = {}
-    for model in study.models():
-        maker = study.producer(model)
+    for model in study.models.evaluated():
+        maker = study.models.producer(model)
         if maker == "pretrain_teacher":
-            found[model.path] = study.pretraining_spec(model.teacher)
+            found[model.path] = study.trainings.pretraining(model.teacher)
         elif maker == "substitute_block":
-            found[model.path] = study.substitution_spec(model)
+            found[model.path] = study.trainings.substitution(model)
         else:
-            found[model.path] = study.baseline_spec(model)
+            found[model.path] = study.trainings.baseline(model)
     return found
 
 
 def moved(changes: dict[str, Any]) -> set[str]:
     """Name the arms some of whose jobs have other parameters after a change."""
-    before, after = specs(plan()), specs(of(changes))
+    before, after = parameters(plan()), parameters(of(changes))
     assert before.keys() == after.keys()
     return {ModelId.parse(path).arm for path in before if before[path] != after[path]}
 
@@ -171,20 +174,37 @@ def test_a_change_reaches_only_the_jobs_it_concerns(
 
 
 def test_another_arm_or_seed_changes_no_job_that_was_there() -> None:
-    before = specs(plan())
-    wider = specs(of({"seeds": [3, 4], "arms.second_l1": {"method": "l1"}}))
+    before = parameters(plan())
+    wider = parameters(of({"seeds": [3, 4], "arms.second_l1": {"method": "l1"}}))
     assert {path: wider[path] for path in before} == before
+
+
+@pytest.mark.parametrize("order", [[2, 0], "random", "measured"])
+def test_another_name_of_an_arm_changes_no_job_of_the_arms_that_refer_to_it(order: Any) -> None:
+    arms = {name: arm for name, arm in TINY["arms"].items() if name != "iskd"}
+    chain = TINY["arms"]["iskd"] | {"order": order}
+
+    def study(name: str) -> dict[str, Any]:
+        referring = {arm: settings | {"reference": name} for arm, settings in arms.items()}
+        return parameters(of({"arms": {name: chain, **referring}}))
+
+    before, after = study("iskd"), study("renamed")
+    others = [path for path in before if ModelId.parse(path).arm != "iskd"]
+    assert len(others) == 1 + len(arms)
+    assert {path: after[path] for path in others} == {path: before[path] for path in others}
 
 
 @given(seed=st.integers(0, 2**31 - 1), steps=st.integers(1, 3))
 def test_a_random_order_is_drawn_from_the_seed(seed: int, steps: int) -> None:
     study = of({f"{TOY}.order": "random", f"{TOY}.steps": steps, "seeds": [seed]})
-    order = study.order(ModelId("toy", "iskd", seed, 1))
+    order = study.trainings.order(ModelId("toy", "iskd", seed, 1))
     assert order is not None
-    assert order == study.order(ModelId("toy", "iskd", seed, 2))
+    assert order == study.trainings.order(ModelId("toy", "iskd", seed, 2))
     assert len(set(order)) == len(order) == steps
     assert set(order) <= {0, 1, 2}
-    whole = of({f"{TOY}.order": "random", "seeds": [seed]}).order(ModelId("toy", "iskd", seed, 1))
+    whole = of({f"{TOY}.order": "random", "seeds": [seed]}).trainings.order(
+        ModelId("toy", "iskd", seed, 1)
+    )
     assert whole is not None
     assert sorted(whole) == [0, 1, 2]
 
@@ -194,7 +214,7 @@ def test_seeds_and_teachers_draw_different_orders() -> None:
     big["architecture"] = {**big["architecture"], "blocks": 12}
     study = of({"teachers.toy": big, "teachers.two": big})
     drawn = {
-        tuple(study.order(ModelId(t, "iskd", seed, 1)) or ())
+        tuple(study.trainings.order(ModelId(t, "iskd", seed, 1)) or ())
         for t in ("toy", "two")
         for seed in range(5)
     }
@@ -203,8 +223,10 @@ def test_seeds_and_teachers_draw_different_orders() -> None:
 
 def test_an_explicit_order_is_cut_to_the_steps() -> None:
     study = of({f"{TOY}.order": [2, 0, 1], f"{TOY}.steps": 2})
-    assert [study.order(ModelId("toy", "iskd", seed, 1)) for seed in (1, 2)] == [[2, 0]] * 2
-    assert study.plan_spec(ModelId("toy", "iskd", 3, 0))["order"] == [2, 0]
+    assert [study.trainings.order(ModelId("toy", "iskd", seed, 1)) for seed in (1, 2)] == [
+        [2, 0]
+    ] * 2
+    assert study.trainings.plan(ModelId("toy", "iskd", 3, 0))["order"] == [2, 0]
 
 
 def test_an_arm_may_have_an_order_of_its_own() -> None:
@@ -215,12 +237,12 @@ def test_an_arm_may_have_an_order_of_its_own() -> None:
             **{f"arms.{arm}.reference": "found" for arm in ("l1", "kd", "teacher_tuned")},
         }
     )
-    mine, found = (study.substitution_spec(ModelId("toy", a, 3, 1)) for a in ("mine", "found"))
+    mine, found = (study.trainings.substitution(ModelId("toy", a, 3, 1)) for a in ("mine", "found"))
     assert (mine["block"], found["block"], found["validation"]) == (2, None, 5)
-    assert "validation" not in mine
-    assert study.plan_spec(ModelId("toy", "found", 3, 0))["order"] is None
+    assert mine["validation"] == 0
+    assert study.trainings.plan(ModelId("toy", "found", 3, 0))["order"] is None
     # The size does not depend on which blocks go.
-    assert study.baseline_spec(ModelId("toy", "l1", 3, 2))["replaced"] == [None, None]
+    assert study.trainings.baseline(ModelId("toy", "l1", 3, 2))["reference_blocks"] == [None, None]
 
 
 def test_a_block_without_sizes_is_as_large_as_the_teachers_section_says() -> None:
@@ -231,14 +253,16 @@ def test_a_block_without_sizes_is_as_large_as_the_teachers_section_says() -> Non
             **{f"arms.{arm}.reference": "iskd" for arm in ("l1", "kd", "teacher_tuned")},
         }
     )
-    usual = study.request("toy", "iskd")
-    assert (usual["width"], usual.get("like")) == (8, None)
-    assert study.request("toy", "narrow")["like"] == usual
-    assert "like" not in study.request("toy", "half")
-    narrow, half = (study.substitution_spec(ModelId("toy", a, 3, 1)) for a in ("narrow", "half"))
-    assert (narrow["initialisation"], half["initialisation"]) == ("teacher", "paper")
+    usual = study.trainings.sizes("toy", "iskd")
+    assert (usual.width, usual.like) == (8, None)
+    assert study.trainings.sizes("toy", "narrow").like == usual
+    assert study.trainings.sizes("toy", "half").like is None
+    narrow, half = (
+        study.trainings.substitution(ModelId("toy", a, 3, 1)) for a in ("narrow", "half")
+    )
+    assert [each["start"]["initialisation"] for each in (narrow, half)] == ["teacher", "paper"]
     # Only a share of the whole model depends on how many blocks go.
-    assert (narrow.get("planned"), half.get("planned")) == (None, 2)
+    assert [each["sizes"]["replaced"] for each in (narrow, half)] == [1, 2]
 
 
 def test_replacing_at_once_matches_tokens_and_blocks() -> None:
@@ -249,18 +273,18 @@ def test_replacing_at_once_matches_tokens_and_blocks() -> None:
             "arms.drawn": {"method": "theseus", "first": 0.3, "curriculum": 0.5, "steps": [1]},
         }
     )
-    once = study.baseline_spec(ModelId("toy", "once", 3, 2))
-    drawn = study.baseline_spec(ModelId("toy", "drawn", 3, 1))
-    assert (once["replaced"], once["training"]["sequences"]) == ([1, 2], 9)
-    assert (drawn["replaced"], drawn["first"], drawn["curriculum"]) == ([1], 0.3, 0.5)
-    assert "curriculum" not in once
-    assert study.producer(ModelId("toy", "once", 3, 2)) == "substitute_at_once"
+    once = study.trainings.at_once(ModelId("toy", "once", 3, 2))
+    drawn = study.trainings.at_once(ModelId("toy", "drawn", 3, 1))
+    assert (once["blocks"], once["training"]["sequences"]) == ([1, 2], 9)
+    assert (drawn["blocks"], drawn["first"], drawn["curriculum"]) == ([1], 0.3, 0.5)
+    assert once["curriculum"] is None
+    assert study.models.producer(ModelId("toy", "once", 3, 2)) == "substitute_at_once"
 
 
 def test_only_the_headline_may_be_evaluated() -> None:
     study = of({"evaluation": {"steps": "headline"}, f"{TOY}.order": [2, 0, 1]})
-    assert [m.step for m in study.models() if m.arm == "iskd"] == [3]
-    assert [m.step for m in study.trained() if m.arm == "iskd"] == [1, 2, 3]
+    assert [m.step for m in study.models.evaluated() if m.arm == "iskd"] == [3]
+    assert [m.step for m in study.models.trained() if m.arm == "iskd"] == [1, 2, 3]
 
 
 def test_a_reference_row_stands_beside_its_teacher() -> None:
@@ -269,18 +293,18 @@ def test_a_reference_row_stands_beside_its_teacher() -> None:
     study = of(
         {"teachers.big": hub, "arms.small": {"method": "hub", "teacher": "big", "model": "c/d"}}
     )
-    rows = [model for model in study.models() if model.arm == "small"]
+    rows = [model for model in study.models.evaluated() if model.arm == "small"]
     assert rows == [ModelId("big", "small", None, 0)]
     assert ModelId.parse(rows[0].path) == rows[0]
-    assert study.place(rows[0]) == "download_reference/small"
-    assert rows[0] not in study.trained()
-    assert study.hub_arms() == ["small"]
+    assert study.models.place(rows[0]) == "download_reference/small"
+    assert rows[0] not in study.models.trained()
+    assert study.jobs.hub_arms() == ["small"]
 
 
 def test_the_collection_names_every_file_once() -> None:
     study = of({"seeds": [1, 2]})
-    spec = study.collection_spec()
-    models = study.models()
+    spec = study.jobs.metrics()
+    models = study.models.evaluated()
     assert len(spec["heldout"]) == len(models)
     assert len(spec["evaluations"]) == len(models) * len(study.study.tasks)
     keys = {tuple(sorted(entry.items(), key=str)) for entry in spec["evaluations"]}
@@ -291,29 +315,29 @@ def test_the_collection_names_every_file_once() -> None:
 
 def test_tasks_may_have_other_names_than_their_kind() -> None:
     study = of({"tasks.easy": {"source": "toyworld", "kind": "hellaswag", "rows": 2}})
-    assert study.kind("easy") == "hellaswag"
-    assert study.rows_spec("easy")["rows"] == 2
-    assert study.evaluation_spec("easy")["kind"] == "hellaswag"
-    assert study.reporting_spec()["headline"]["easy"] == "acc_norm"
+    assert study.jobs.kind("easy") == "hellaswag"
+    assert study.jobs.rows("easy")["rows"] == 2
+    assert study.jobs.evaluation("easy")["task"]["kind"] == "hellaswag"
+    assert study.jobs.reporting()["headline"]["easy"] == "acc_norm"
 
 
 def test_fetched_and_trained_teachers_are_told_apart() -> None:
     hub = {key: TINY["teachers"]["toy"][key] for key in ("family", "compact", "order", "student")}
     hub |= {"source": "hub", "model": "a/b", "blocks": 3}
     study = of({"teachers.big": hub, f"{TOY}.headline": 1})
-    assert study.hub_teachers() == ["big"]
-    assert study.hub_tasks() == []
-    assert study.producer(study.teacher_model("big")) == "download_model"
-    assert study.headline_steps() == {"toy": 1, "big": 2}
+    assert study.jobs.hub_teachers() == ["big"]
+    assert study.jobs.hub_tasks() == []
+    assert study.models.producer(study.models.teacher_model("big")) == "download_model"
+    assert study.models.headline_steps() == {"toy": 1, "big": 2}
     with pytest.raises(KeyError):
-        study.pretraining_spec("big")
+        study.trainings.pretraining("big")
     with pytest.raises(KeyError):
-        study.tokenizer_spec("big")
+        study.jobs.tokenizer("big")
 
 
 def test_a_study_without_baselines_has_only_its_chain() -> None:
     study = of({"arms.l1": LEAVE_OUT, "arms.kd": LEAVE_OUT, "arms.teacher_tuned": LEAVE_OUT})
-    assert [m.step for m in study.models()] == [0, 1, 2]
+    assert [m.step for m in study.models.evaluated()] == [0, 1, 2]
 
 
 def test_recipe_best_fills_in_what_is_left_out() -> None:
@@ -330,18 +354,22 @@ def test_recipe_best_fills_in_what_is_left_out() -> None:
             **{f"arms.{arm}.reference": "iskd" for arm in ("l1", "kd", "teacher_tuned")},
         }
     )
-    everything, some = (study.substitution_spec(ModelId("toy", a, 3, 1)) for a in ("all", "some"))
-    assert everything["initialisation"] == some["initialisation"] == "least_squares"
+    everything, some = (
+        study.trainings.substitution(ModelId("toy", a, 3, 1)) for a in ("all", "some")
+    )
+    assert (
+        everything["start"]["initialisation"] == some["start"]["initialisation"] == "least_squares"
+    )
     assert (everything["block"], some["block"]) == (None, 2)
     assert everything["objective"]["temperature"] == BEST["objective"]["temperature"]
     assert (some["objective"]["next_token"], some["objective"]["temperature"]) == (1.0, 1.0)
-    assert study.request("toy", "all")["recipe"] == "narrow"
+    assert study.trainings.sizes("toy", "all").recipe == "narrow"
     # All at once, nothing can be measured between the steps.
-    assert study.order(ModelId("toy", "at_once", 3, 2)) == [1, 2]
+    assert study.trainings.order(ModelId("toy", "at_once", 3, 2)) == [1, 2]
 
 
 def test_a_student_keeps_the_defaults_of_what_its_objective_leaves_out() -> None:
-    objective = of({"arms.kd.objective": {"temperature": 2.0}}).baseline_spec(
+    objective = of({"arms.kd.objective": {"temperature": 2.0}}).trainings.baseline(
         ModelId("toy", "kd", 3, 2)
     )["objective"]
     assert (objective["next_token"], objective["kl"]) == (0.5, 0.5)
@@ -351,17 +379,17 @@ def test_a_student_keeps_the_defaults_of_what_its_objective_leaves_out() -> None
 def test_a_baseline_leaves_out_what_its_reference_leaves_out() -> None:
     measured = of({"arms.iskd.order": "measured", "arms.iskd.validation": 7})
     for arm in ("l1", "kd", "teacher_tuned"):
-        assert measured.baseline_spec(ModelId("toy", arm, 3, 2))["validation"] == 7
-    assert "validation" not in of({}).baseline_spec(ModelId("toy", "l1", 3, 2))
+        assert measured.trainings.baseline(ModelId("toy", arm, 3, 2))["validation"] == 7
+    assert of({}).trainings.baseline(ModelId("toy", "l1", 3, 2))["validation"] == 0
 
 
 def test_how_many_gpus_a_training_takes_is_not_what_it_is_asked() -> None:
     """Finished models are not made anew because the next ones take more GPUs."""
     one, two = of({}), of({f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp"})
-    assert one.pretraining_spec("toy") == two.pretraining_spec("toy")
-    for model in one.trained():
-        if one.producer(model) == "substitute_block":
-            assert one.plan_spec(model) == two.plan_spec(model)
-            assert one.substitution_spec(model) == two.substitution_spec(model)
+    assert one.trainings.pretraining("toy") == two.trainings.pretraining("toy")
+    for model in one.models.trained():
+        if one.models.producer(model) == "substitute_block":
+            assert one.trainings.plan(model) == two.trainings.plan(model)
+            assert one.trainings.substitution(model) == two.trainings.substitution(model)
         else:
-            assert one.baseline_spec(model) == two.baseline_spec(model)
+            assert one.trainings.baseline(model) == two.trainings.baseline(model)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from iskd.errors import UserError
 from iskd.models import CompactSizes, family_of, replace_block
+from iskd.settings import LearningRates, TrainingSettings
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import next_token_loss
 from iskd.training.optimizer import parameter_groups
@@ -18,18 +19,18 @@ from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
 FAMILIES = ["gpt2", "phi", "llama", "gpt_neox"]
 SIZES = CompactSizes(width=16, heads=2, blocks=1, mlp=24, positions=POSITIONS)
-SETTINGS: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 2,
-    "learning_rate": {"compact": 1e-2, "rest": 1e-3},
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "beta2": 0.999,
-    "schedule": "linear",
-    "warmup": 0.0,
-    "clip": 1.0,
-    "precision": "float32",
-}
+SETTINGS = TrainingSettings(
+    epochs=1,
+    batch_size=2,
+    learning_rate=LearningRates(compact=1e-2, rest=1e-3),
+    optimizer="adamw",
+    weight_decay=0.01,
+    beta2=0.999,
+    schedule="linear",
+    warmup=0.0,
+    clip=1.0,
+    precision="float32",
+)
 
 
 def random_blocks(count: int, length: int = 10) -> torch.Tensor:
@@ -72,10 +73,10 @@ def test_with_probability_one_it_is_plain_training(family: str, tiny_model: Make
         if stochastic:
             with StochasticBlocks(model, originals, first=1.0, curriculum=1.0, seed=1) as mixed:
                 rows = fine_tune(
-                    model, random_blocks(8), SETTINGS, seed=3, new=new, on_step=mixed.step
+                    model, random_blocks(8), SETTINGS, seed=3, compact=new, on_update=mixed.draw
                 )
         else:
-            rows = fine_tune(model, random_blocks(8), SETTINGS, seed=3, new=new)
+            rows = fine_tune(model, random_blocks(8), SETTINGS, seed=3, compact=new)
         results.append(state(model))
         histories.append(rows)
     assert same(*results)
@@ -90,7 +91,7 @@ def test_with_the_originals_the_model_is_the_teacher(family: str, tiny_model: Ma
     assert not torch.allclose(wanted, compact)
     with StochasticBlocks(model, originals, first=0.0, curriculum=1.0, seed=1) as mixed:
         assert torch.equal(logits(model), compact)
-        assert mixed.step(0, 10) == (False, False)
+        assert mixed.draw(0, 10) == (False, False)
         assert torch.equal(logits(model), wanted)
         model.train()
         assert torch.equal(logits(model), wanted)
@@ -106,15 +107,15 @@ def test_originals_are_never_trained_and_compact_blocks_only_when_used(
     kept = {index: state(block) for index, block in originals.items()}
     batch = {"input_ids": random_blocks(2).long()}
     with StochasticBlocks(model, originals, first=0.5, curriculum=1.0, seed=1) as mixed:
-        step = next(n for n in range(50) if mixed.step(n, 100) == (True, False))
-        mixed.step(step, 100)
+        step = next(n for n in range(50) if mixed.draw(n, 100) == (True, False))
+        mixed.draw(step, 100)
         next_token_loss(model, batch).backward()
         assert all(p.grad is not None for p in first.parameters())
         assert all(p.grad is None for p in second.parameters())
         # The gradient goes through the original to what lies before it.
         assert model.get_input_embeddings().weight.grad.any()
         model.zero_grad()
-        fine_tune(model, random_blocks(8), SETTINGS, seed=1, on_step=mixed.step)
+        fine_tune(model, random_blocks(8), SETTINGS, seed=1, on_update=mixed.draw)
     for index, block in originals.items():
         assert same(state(block), kept[index])
         assert not any(p.requires_grad or p.grad is not None for p in block.parameters())
@@ -124,7 +125,7 @@ def test_an_original_has_no_dropout(tiny_model: MakeModel) -> None:
     model, originals, (block,) = replaced(tiny_model("gpt2", dropout=0.5), 1)
     originals[1].train()
     with StochasticBlocks(model, originals, first=0.0, curriculum=1.0, seed=1) as mixed:
-        mixed.step(0, 10)
+        mixed.draw(0, 10)
         model.train()
         x = torch.rand(1, 3, 32)
         assert torch.equal(block(x), block(x))
@@ -133,14 +134,13 @@ def test_an_original_has_no_dropout(tiny_model: MakeModel) -> None:
 def test_originals_are_in_no_group_and_no_saved_state(tiny_model: MakeModel) -> None:
     model, originals, new = replaced(tiny_model("gpt2"), 1)
     names = list(model.state_dict())
-    rates = {"rate_new": 1e-3, "rate_rest": 1e-4, "weight_decay": 0.1}
     with StochasticBlocks(model, originals, first=0.5, curriculum=1.0, seed=1):
         assert list(model.state_dict()) == names
-        groups = parameter_groups(model, new, **rates)
+        groups = parameter_groups(model, new, SETTINGS)
     grouped = {id(p) for group in groups for p in group["params"]}
     assert grouped == {id(p) for p in model.parameters()}
     assert not grouped & {id(p) for p in originals[1].parameters()}
-    fast = {id(p) for group in groups if group["lr"] == 1e-3 for p in group["params"]}
+    fast = {id(p) for group in groups if group["lr"] == 1e-2 for p in group["params"]}
     assert fast == {id(p) for p in new[0].parameters()}
 
 
@@ -151,7 +151,7 @@ def test_afterwards_the_compact_blocks_are_as_they_were(tiny_model: MakeModel) -
 
     def fail() -> None:
         with StochasticBlocks(model, originals, first=0.0, curriculum=1.0, seed=1) as mixed:
-            mixed.step(0, 2)
+            mixed.draw(0, 2)
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -174,7 +174,7 @@ def test_arguments_attributes_and_hooks_come_through(tiny_model: MakeModel) -> N
             return (args[0] * 2, "more")
 
     with StochasticBlocks(model, {1: Original()}, first=0.0, curriculum=1.0, seed=1) as mixed:
-        mixed.step(0, 10)
+        mixed.draw(0, 10)
         inside = family_of(model.config).blocks(model)[1]
         assert inside.attention_type == "full_attention"
         outputs: list[Any] = []
@@ -196,8 +196,8 @@ def test_gradient_checkpointing_sees_the_same_choice(family: str, tiny_model: Ma
             model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
         with StochasticBlocks(model, originals, first=0.5, curriculum=1.0, seed=1) as mixed:
-            step = next(n for n in range(50) if mixed.step(n, 100) == (True, False))
-            mixed.step(step, 100)
+            step = next(n for n in range(50) if mixed.draw(n, 100) == (True, False))
+            mixed.draw(step, 100)
             next_token_loss(model, {"input_ids": random_blocks(2).long()}).backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(found[0], found[1])
@@ -208,7 +208,7 @@ def test_the_draws_follow_the_seed_and_the_step_alone(tiny_model: MakeModel) -> 
 
     def draws(seed: int, steps: range = range(60)) -> list[tuple[bool, ...]]:
         mixed = StochasticBlocks(model, originals, first=0.3, curriculum=1.0, seed=seed)
-        return [mixed.step(step, 60) for step in steps]
+        return [mixed.draw(step, 60) for step in steps]
 
     one = draws(1)
     torch.manual_seed(99)
@@ -224,7 +224,7 @@ def test_the_same_seed_gives_the_same_result(tiny_model: MakeModel) -> None:
     for seed in (1, 1, 2):
         model, originals, new = replaced(tiny_model("gpt2", dropout=0.1), 1)
         with StochasticBlocks(model, originals, first=0.3, curriculum=1.0, seed=seed) as mixed:
-            fine_tune(model, random_blocks(16), SETTINGS, seed=3, new=new, on_step=mixed.step)
+            fine_tune(model, random_blocks(16), SETTINGS, seed=3, compact=new, on_update=mixed.draw)
         results.append(state(model))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
@@ -237,7 +237,7 @@ def test_the_share_of_compact_blocks_follows_the_curriculum(
     model, originals, _ = replaced(tiny_model("gpt2"), 0, 2)
     mixed = StochasticBlocks(model, originals, first=first, curriculum=curriculum, seed=1)
     total = 2000
-    draws = torch.tensor([mixed.step(step, total) for step in range(total)]).double()
+    draws = torch.tensor([mixed.draw(step, total) for step in range(total)]).double()
     rising = round(curriculum * total)
     # Halfway up the chance is halfway to 1: so is the mean of the rise, and of each half of it.
     for start, end in ((0.0, 0.5), (0.5, 1.0)):
@@ -257,11 +257,11 @@ def test_flops_are_those_of_the_blocks_that_ran(tiny_model: MakeModel) -> None:
     draws: list[bool] = []
     with StochasticBlocks(model, originals, first=0.2, curriculum=1.0, seed=2) as mixed:
 
-        def on_step(step: int, total: int) -> tuple[bool, ...]:
-            draws.extend(mixed.step(step, total))
+        def on_update(step: int, total: int) -> tuple[bool, ...]:
+            draws.extend(mixed.draw(step, total))
             return tuple(draws[-1:])
 
-        rows = fine_tune(model, random_blocks(20), SETTINGS, seed=1, on_step=on_step)
+        rows = fine_tune(model, random_blocks(20), SETTINGS, seed=1, on_update=on_update)
     steps = [
         row["flops"] - before
         for row, before in zip(rows, [0, *(row["flops"] for row in rows)], strict=False)
@@ -277,7 +277,7 @@ def test_an_original_of_another_type_is_copied(tiny_model: MakeModel) -> None:
     model, originals, _ = replaced(teacher, 1)
     originals[1].to(torch.bfloat16)
     with StochasticBlocks(model, originals, first=0.0, curriculum=1.0, seed=1) as mixed:
-        mixed.step(0, 10)
+        mixed.draw(0, 10)
         torch.testing.assert_close(logits(model), logits(teacher), rtol=0.1, atol=0.5)
     assert {p.dtype for p in originals[1].parameters()} == {torch.bfloat16}
 

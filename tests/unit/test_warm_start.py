@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,24 +12,25 @@ from transformers import PreTrainedModel
 
 from iskd.errors import UserError
 from iskd.models import CompactSizes, family_of, replace_block
+from iskd.settings import LearningRates, TrainingSettings
 from iskd.training import warm_start as module
 from iskd.training.warm_start import warm_start
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
 FAMILIES = ["gpt2", "phi", "llama", "gpt_neox"]
 SIZES = CompactSizes(width=16, heads=2, blocks=1, mlp=24, positions=POSITIONS)
-SETTINGS: dict[str, Any] = {
-    "epochs": 1,
-    "batch_size": 4,
-    "learning_rate": {"compact": 1e-2, "rest": 1e-4},
-    "optimizer": "adam",
-    "weight_decay": 0.0,
-    "beta2": 0.999,
-    "schedule": "linear",
-    "warmup": 0.0,
-    "clip": 1.0,
-    "precision": "float32",
-}
+SETTINGS = TrainingSettings(
+    epochs=1,
+    batch_size=4,
+    learning_rate=LearningRates(compact=1e-2, rest=1e-4),
+    optimizer="adam",
+    weight_decay=0.0,
+    beta2=0.999,
+    schedule="linear",
+    warmup=0.0,
+    clip=1.0,
+    precision="float32",
+)
 
 
 def random_blocks(count: int, length: int = 10) -> torch.Tensor:
@@ -173,7 +175,9 @@ def test_rows_say_how_far_it_is_and_what_it_cost(tiny_model: MakeModel) -> None:
     assert [row["step"] for row in history] == [1, 2, 3]
     assert [row["tokens"] for row in history] == [40, 80, 100]
     assert history[-1]["flops"] * 4 == history[0]["flops"] * 10
-    long = warm_start(block, teacher, 1, random_blocks(101), SETTINGS | {"batch_size": 1}, seed=1)
+    long = warm_start(
+        block, teacher, 1, random_blocks(101), replace(SETTINGS, batch_size=1), seed=1
+    )
     assert [row["step"] for row in long][-2:] == [100, 101]
     assert len(long) == 51
 
@@ -203,7 +207,7 @@ def test_the_rate_rises_over_a_twentieth_and_falls_to_nothing(tiny_model: MakeMo
     teacher = tiny_model("gpt2", blocks=1)
     _, block = replaced(teacher, 0)
     history = warm_start(
-        block, teacher, 0, random_blocks(40, length=4), SETTINGS | {"batch_size": 1}, seed=1
+        block, teacher, 0, random_blocks(40, length=4), replace(SETTINGS, batch_size=1), seed=1
     )
     rates = [row["learning_rate"] for row in history]
     assert rates[:2] == pytest.approx([0.5e-2, 1e-2])
@@ -229,8 +233,8 @@ def test_gradients_are_clipped_only_if_asked(
     norms: list[float] = []
     make = module.make_optimizer
 
-    def watched(name: str, groups: list[dict[str, Any]], *, beta2: float) -> torch.optim.Optimizer:
-        optimizer = make(name, groups, beta2=beta2)
+    def watched(groups: list[dict[str, Any]], given: TrainingSettings) -> torch.optim.Optimizer:
+        optimizer = make(groups, given)
         optimizer.register_step_pre_hook(
             lambda *_: norms.append(
                 nn.utils.get_total_norm(
@@ -243,7 +247,7 @@ def test_gradients_are_clipped_only_if_asked(
     monkeypatch.setattr(module, "make_optimizer", watched)
     teacher = tiny_model("gpt2")
     warm_start(
-        replaced(teacher)[1], teacher, 1, random_blocks(4), SETTINGS | {"clip": clip}, seed=1
+        replaced(teacher)[1], teacher, 1, random_blocks(4), replace(SETTINGS, clip=clip), seed=1
     )
     assert (norms[0] == pytest.approx(1e-3, rel=1e-2)) == (clip is not None)
 
@@ -270,7 +274,7 @@ def test_autocast_is_for_the_block_alone(tiny_model: MakeModel) -> None:
     )
     mine = family_of(teacher.config).blocks(teacher)[0]
     mine.register_forward_hook(lambda _, args, out: seen.update(teacher=out.dtype))
-    warm_start(block, teacher, 1, random_blocks(4), SETTINGS | {"precision": "bfloat16"}, seed=1)
+    warm_start(block, teacher, 1, random_blocks(4), replace(SETTINGS, precision="bfloat16"), seed=1)
     assert seen == {"block": torch.bfloat16, "teacher": torch.float32}
     assert {p.dtype for p in block.parameters()} == {torch.float32}
 
@@ -290,7 +294,7 @@ def test_sequences_longer_than_the_teacher_takes_are_a_users_mistake(tiny_model:
 def test_every_epoch_sees_every_sequence(tiny_model: MakeModel) -> None:
     teacher = tiny_model("gpt2")
     _, block = replaced(teacher)
-    history = warm_start(block, teacher, 1, random_blocks(6), {**SETTINGS, "epochs": 3}, seed=1)
+    history = warm_start(block, teacher, 1, random_blocks(6), replace(SETTINGS, epochs=3), seed=1)
     assert (history[-1]["step"], history[-1]["tokens"]) == (6, 3 * 6 * 10)
 
 

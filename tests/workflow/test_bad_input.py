@@ -18,15 +18,16 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 from transformers import PreTrainedTokenizerFast
 
-from iskd.config import StudyPlan, check_data_files, complete, load_study
+from iskd.config import check_data_files, complete, load_study
 from iskd.config.schema import IskdArm, Replacing, Study
 from iskd.data.cloze import cloze_rows
-from iskd.data.corpus import story_blocks, train_tokenizer
+from iskd.data.corpus import story_sequences, train_tokenizer
 from iskd.data.row_kinds import read_rows
 from iskd.data.rows import read_any_rows, sample_rows, write_rows
 from iskd.data.texts import draw_texts, read_texts, split_texts, stream_texts, write_texts
 from iskd.errors import UserError
 from iskd.evaluation.overlap import measure_overlap, overlap_metrics
+from iskd.plan import StudyPlan
 from tests.mutations import (
     damaged_bytes,
     further_keys,
@@ -57,32 +58,34 @@ READABLE = runpy.run_path(str(ROOT / "workflow/readable.py"))
 
 def plan(study: Study) -> None:
     """Work out what Snakemake asks of a plan while it builds its graph."""
-    asked = StudyPlan(study)
-    asked.recorded_config()
-    for model in (*asked.models(), *asked.all_trained()):
-        asked.place(model)
-    for model in asked.trained():
+    plan = StudyPlan(study)
+    models, trainings, jobs = plan.models, plan.trainings, plan.jobs
+    jobs.recorded_config()
+    for model in (*models.evaluated(), *models.all_trained()):
+        models.place(model)
+    for model in models.trained():
         arm = study.arms[model.arm]
         if isinstance(arm, Replacing):
-            asked.plan_spec(model)
-        spec = asked.substitution_spec if isinstance(arm, IskdArm) else asked.baseline_spec
-        spec(model)
-    for model in asked.carded():
-        asked.card_spec(model.path)
+            trainings.plan(model)
+        if isinstance(arm, IskdArm):
+            trainings.substitution(model)
+        else:
+            (trainings.at_once if isinstance(arm, Replacing) else trainings.baseline)(model)
+    for model in jobs.carded():
+        jobs.card(model.path)
     for teacher in study.teachers:
         for figure in ("training", "order", "flips"):
-            asked.has_figure(teacher, figure)
+            jobs.has_figure(teacher, figure)
     for task in study.tasks:
-        for asked_of in (asked.rows_spec, asked.evaluation_spec):
-            asked_of(task)
-    for task in asked.hub_tasks():
-        asked.download_spec(task)
-    asked.overlap_spec()
-    asked.measured()
-    asked.generating()
-    for whole in (asked.collection_spec, asked.measurement_spec, asked.summary_spec):
+        jobs.rows(task)
+        jobs.evaluation(task)
+    for task in jobs.hub_tasks():
+        jobs.download(task)
+    jobs.overlap()
+    jobs.measured()
+    jobs.generating()
+    for whole in (jobs.metrics, jobs.measurements, jobs.summary):
         json.dumps(whole())
-    asked.ablation_spec()
 
 
 def fault(line: str, begins: str) -> str | None:
@@ -298,8 +301,8 @@ def test_a_mutated_file_of_stories_is_prepared_or_named(
         train, heldout = split_texts([*islice(texts, None), "a", "b"], 0.3, 17)
         for part in (train, heldout):
             write_texts(part, other)
-            story_blocks(read_texts(other), tokenizer, 2)
-        story_blocks(draw_texts(texts, 5, 17), tokenizer, 2)
+            story_sequences(read_texts(other), tokenizer, 2)
+        story_sequences(draw_texts(texts, 5, 17), tokenizer, 2)
         cloze_rows(heldout, 1, 17)
 
     lines = json.dumps(STORY).encode() + b"\n" + json.dumps(STORY).encode() + b"\n"

@@ -233,7 +233,8 @@ def test_a_baseline(done: Follower) -> None:
     script = done.read("scripts/drop_layers.py")
     imports = "from iskd.baselines.layer_drop import block_influence, drop_layers\n"
     script = script.replace(imports, imports.replace("block_influence, ", "") + NEW_IMPORT)
-    script = re.sub(r"    calibration = .*\n    influence = .*\n", NEW_DRAW, script)
+    script = re.sub(r"    calibration = .*\n    size = .*\n    influence = .*\n", NEW_DRAW, script)
+    script = script.replace('selection, replaced = job.params["selection"], ', "replaced = ")
     script = re.sub(r"    by_steps = .*\n", "", script)
     script = re.sub(
         r"        count=.*\n        parameters=.*\n        first=.*\n",
@@ -242,20 +243,23 @@ def test_a_baseline(done: Follower) -> None:
     )
     done.write("scripts/drop_at_random.py", script)
     rules = "workflow/rules/baselines.smk"
-    rule = re.search(r"rule drop_layers:\n.*?\n\n\n", done.read(rules), re.DOTALL)
+    rule = re.search(
+        r"use rule tune_teacher as drop_layers with:\n.*?\n\n\n", done.read(rules), re.DOTALL
+    )
     assert rule is not None
-    done.edit(rules, rule[0], rule[0] + rule[0].replace("drop_layers", "drop_at_random"))
+    new = rule[0].replace("drop_layers", "drop_at_random").replace('"selection"', '"salt"')
+    done.edit(rules, rule[0], rule[0] + new)
     schema = "scripts/iskd/config/schema.py"
     done.edit(schema, "class TeacherTunedArm", NEW_ARM + "class TeacherTunedArm")
     done.edit(schema, "| LayerDropArm |", "| LayerDropArm | RandomDropArm |")
     done.python("-m", "iskd.config")
-    models, asked = (f"scripts/iskd/config/study_{name}.py" for name in ("models", "training"))
-    for file, after in ((models, "    Study,\n"), (asked, "    Replacing,\n")):
+    models, trainings = (f"scripts/iskd/plan/{name}.py" for name in ("models", "trainings"))
+    for file, after in ((models, "    Study,\n"), (trainings, "    Replacing,\n")):
         done.edit(file, after, f"    RandomDropArm,\n{after}")
     done.after(
         models, '    LayerDropArm: "drop_layers",\n', '    RandomDropArm: "drop_at_random",\n'
     )
-    done.edit(asked, "        if isinstance(arm, LayerDropArm):\n", NEW_CASE)
+    done.edit(trainings, "        if isinstance(arm, LayerDropArm):\n", NEW_CASE)
     done.after(
         "tests/config/arms.yaml",
         "arms:\n",
@@ -282,10 +286,11 @@ def test_a_baseline(done: Follower) -> None:
 
 NEW_IMPORT = "    from iskd.baselines.random_drop import draw_influence\n"
 NEW_DRAW = (
-    "    influence = draw_influence(teacher.config.num_hidden_layers, job.seed + spec['salt'])\n"
+    "    blocks = teacher.config.num_hidden_layers\n"
+    "    influence = draw_influence(blocks, job.seed + job.params['salt'])\n"
 )
 NEW_CASE = """        if isinstance(arm, RandomDropArm):
-            spec["salt"] = arm.salt
+            params["salt"] = arm.salt
         if isinstance(arm, LayerDropArm):
 """
 
@@ -374,15 +379,17 @@ def test_a_figure(done: Follower) -> None:
     script = done.read("scripts/figure_loss.py").replace("loss", "sizes")
     done.write("scripts/figure_sizes.py", script)
     rules = "workflow/rules/paper.smk"
-    rule = re.search(r"rule figure_loss:\n.*?\n\n\n", done.read(rules), re.DOTALL)
+    rule = re.search(
+        r"use rule figure_loss as figure_order with:\n.*?\n\n\n", done.read(rules), re.DOTALL
+    )
     assert rule is not None
-    new = rule[0].replace("figure_loss", "figure_sizes").replace("/loss", "/sizes")
+    new = rule[0].replace("figure_order", "figure_sizes").replace('"order"', '"sizes"')
     done.after(rules, rule[0], new)
     done.edit(rules, '"flips", "order"]', '"flips", "order", "sizes"]')
     done.write("workflow/report/figure_sizes.rst", "How large each model is.\n")
     case = '        if figure == "training":\n'
     done.edit(
-        "scripts/iskd/config/study.py",
+        "scripts/iskd/plan/jobs.py",
         case,
         f'        if figure == "sizes":\n            return bool(models)\n{case}',
     )

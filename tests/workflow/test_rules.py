@@ -73,7 +73,7 @@ def test_every_rule_is_documented() -> None:
 
 def test_the_rule_graph_is_up_to_date() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "workflow/rulegraph.py", "--check"],
+        [sys.executable, ROOT / "tools/rulegraph.py", "--check"],
         capture_output=True,
         text=True,
         check=False,

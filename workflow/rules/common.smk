@@ -17,7 +17,6 @@ if str(SCRIPTS) not in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:1]:
     os.environ.update(PYTHONPATH=os.pathsep.join([str(SCRIPTS), *others]))
 
 from iskd.config import (
-    StudyPlan,
     check_data_files,
     complete,
     data_folder,
@@ -33,10 +32,9 @@ from iskd.config.schema import (
     Replacing,
     ToyCorpus,
 )
-from iskd.config.study import HELDOUT
-from iskd.config.study_models import ModelId
 from iskd.devices import visible_gpus
 from iskd.errors import UserError
+from iskd.plan import HELDOUT, ModelId, StudyPlan
 from iskd.locks import read_holder, take_lock
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.presence import put_aside_incomplete
@@ -73,7 +71,7 @@ def checked_study():
             ask=workflow.is_main_process and not alone,
         )
         study = load_study(raw, config_name())
-        if alone:  # workflow/plan.py, in an empty folder
+        if alone:  # tools/plan.py, in an empty folder
             put_stand_ins(study)
         elif workflow.is_main_process:
             check_data_files(study, config_name())

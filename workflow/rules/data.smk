@@ -16,7 +16,7 @@ rule make_toyworld:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=STUDY.corpus.model_dump(exclude={"source", "seed", "block_length"}),
+        world=STUDY.corpus.model_dump(exclude={"source", "seed", "block_length"}),
         seed=STUDY.corpus.seed,
         code=code_fingerprint("make_toyworld"),
     script:
@@ -39,7 +39,7 @@ rule split_corpus:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=STUDY.corpus.model_dump(include={"rows", "heldout_share"}),
+        **STUDY.corpus.model_dump(include={"rows", "heldout_share"}),
         seed=STUDY.corpus.seed,
         code=code_fingerprint("split_corpus"),
     script:
@@ -65,7 +65,7 @@ rule prepare_corpus:
         mem_mb=8000,
         runtime=60,
     params:
-        spec={"block_length": STUDY.corpus.block_length},
+        block_length=STUDY.corpus.block_length,
         code=code_fingerprint("prepare_corpus"),
     script:
         "../../scripts/prepare_corpus.py"
@@ -83,8 +83,9 @@ rule make_text:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: STUDY.texts[wildcards.text].model_dump(
-            include={"stories", "words"}
+        **params_of(
+            lambda wildcards: STUDY.texts[wildcards.text].model_dump(),
+            *("stories", "words"),
         ),
         seed=lambda wildcards: STUDY.texts[wildcards.text].seed,
         code=code_fingerprint("make_text"),
@@ -110,7 +111,9 @@ rule prepare_text:
         mem_mb=8000,
         runtime=60,
     params:
-        spec=lambda wildcards: PLAN.text_spec(wildcards.text),
+        **params_of(
+            lambda wildcards: PLAN.jobs.text(wildcards.text), "rows", "block_length"
+        ),
         seed=lambda wildcards: STUDY.texts[wildcards.text].seed,
         code=code_fingerprint("prepare_text"),
     script:
@@ -131,7 +134,10 @@ rule prepare_task:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.rows_spec(wildcards.task),
+        **params_of(
+            lambda wildcards: PLAN.jobs.rows(wildcards.task),
+            *("kind", "stock", "source", "rows"),
+        ),
         seed=lambda wildcards: STUDY.tasks[wildcards.task].seed,
         code=code_fingerprint("prepare_task"),
     script:

@@ -23,7 +23,10 @@ rule evaluate:
         mem_mb=evaluation_memory,
         runtime=training_runtime,
     params:
-        spec=lambda wildcards: PLAN.evaluation_spec(wildcards.task),
+        **params_of(
+            lambda wildcards: PLAN.jobs.evaluation(wildcards.task),
+            *("task", "batch_size", "precision", "seed"),
+        ),
         code=code_fingerprint("evaluate"),
     script:
         "../../scripts/evaluate.py"
@@ -48,7 +51,7 @@ rule evaluate_heldout:
         mem_mb=evaluation_memory,
         runtime=training_runtime,
     params:
-        spec=PLAN.heldout_spec(),
+        **PLAN.jobs.heldout(),
         code=code_fingerprint("evaluate_heldout"),
     script:
         "../../scripts/evaluate_heldout.py"
@@ -79,7 +82,7 @@ rule generate:
         mem_mb=evaluation_memory,
         runtime=training_runtime,
     params:
-        spec=lambda wildcards: PLAN.generation_spec(),
+        **params_of(lambda wildcards: PLAN.jobs.generation(), "sampling", "precision"),
         seed=STUDY.generation.seed if STUDY.generation else None,
         code=code_fingerprint("generate"),
     script:
@@ -103,7 +106,7 @@ rule measure_overlap:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=PLAN.overlap_spec(),
+        **PLAN.jobs.overlap(),
         code=code_fingerprint("measure_overlap"),
     script:
         "../../scripts/measure_overlap.py"
@@ -111,23 +114,27 @@ rule measure_overlap:
 
 EVALUATIONS = [
     f"<results>/evaluate/{model.path}/{task}/result.json"
-    for model in PLAN.models()
+    for model in PLAN.models.evaluated()
     for task in STUDY.tasks
 ]
 ANSWERS = [file.replace("result.json", "samples.jsonl.gz") for file in EVALUATIONS]
 SUBSTITUTIONS = [
-    f"<results>/{PLAN.place(model)}/substitution.json" for model in PLAN.substituted()
+    f"<results>/{PLAN.models.place(model)}/substitution.json"
+    for model in PLAN.models.substituted()
 ]
 HELDOUT_LOSSES = [
     f"<results>/evaluate_heldout/{model.path}/{text}/result.json"
-    for model in PLAN.models()
-    for text in PLAN.text_names()
+    for model in PLAN.models.evaluated()
+    for text in PLAN.jobs.text_names()
 ]
 GENERATIONS = [
-    f"<results>/generate/{model.path}/result.json" for model in PLAN.generating()
+    f"<results>/generate/{model.path}/result.json" for model in PLAN.jobs.generating()
 ]
 OVERLAPS = [f"<results>/measure_overlap/{task}/result.json" for task in STUDY.tasks]
-HISTORIES = [f"<results>/{PLAN.place(model)}/history.jsonl" for model in PLAN.trained()]
+HISTORIES = [
+    f"<results>/{PLAN.models.place(model)}/history.jsonl"
+    for model in PLAN.models.trained()
+]
 
 
 rule measure_efficiency:
@@ -149,7 +156,7 @@ rule measure_efficiency:
         mem_mb=evaluation_memory,
         runtime=training_runtime,
     params:
-        spec=lambda wildcards: PLAN.efficiency_spec(),
+        **params_of(lambda wildcards: PLAN.jobs.efficiency(), "load", "precision"),
         seed=STUDY.evaluation.efficiency.seed if STUDY.evaluation.efficiency else None,
         code=code_fingerprint("measure_efficiency"),
     script:
@@ -184,7 +191,7 @@ rule collect_metrics:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=PLAN.collection_spec(),
+        **PLAN.jobs.metrics(),
         code=code_fingerprint("collect_metrics"),
     script:
         "../../scripts/collect_metrics.py"
@@ -192,19 +199,20 @@ rule collect_metrics:
 
 MEASURED = [
     f"<results>/measure_efficiency/{model.path}/repeats.jsonl"
-    for model in PLAN.measured()
+    for model in PLAN.jobs.measured()
 ]
 TRAINED = [
-    f"<results>/{PLAN.place(model)}/manifest.json" for model in PLAN.all_trained()
+    f"<results>/{PLAN.models.place(model)}/manifest.json"
+    for model in PLAN.models.all_trained()
 ]
 EVALUATED = [
     manifest
-    for model in PLAN.models()
+    for model in PLAN.models.evaluated()
     for manifest in (
         *(f"<results>/evaluate/{model.path}/{t}/manifest.json" for t in STUDY.tasks),
         *(
             f"<results>/evaluate_heldout/{model.path}/{t}/manifest.json"
-            for t in PLAN.text_names()
+            for t in PLAN.jobs.text_names()
         ),
     )
 ]
@@ -226,7 +234,7 @@ rule collect_measurements:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=PLAN.measurement_spec(),
+        **PLAN.jobs.measurements(),
         code=code_fingerprint("collect_measurements"),
     script:
         "../../scripts/collect_measurements.py"

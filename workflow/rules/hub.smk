@@ -6,11 +6,18 @@ rule prefetch:
     input:
         expand(
             "<results>/download_model/{teacher}/manifest.json",
-            teacher=PLAN.hub_teachers(),
+            teacher=PLAN.jobs.hub_teachers(),
         ),
-        expand("<results>/download_reference/{arm}/manifest.json", arm=PLAN.hub_arms()),
-        expand("<results>/download_task/{task}/manifest.json", task=PLAN.hub_tasks()),
-        expand("<results>/download_text/{text}/manifest.json", text=PLAN.hub_texts()),
+        expand(
+            "<results>/download_reference/{arm}/manifest.json",
+            arm=PLAN.jobs.hub_arms(),
+        ),
+        expand(
+            "<results>/download_task/{task}/manifest.json", task=PLAN.jobs.hub_tasks()
+        ),
+        expand(
+            "<results>/download_text/{text}/manifest.json", text=PLAN.jobs.hub_texts()
+        ),
         ["<results>/download_corpus/manifest.json"]
         if isinstance(STUDY.corpus, HubCorpus)
         else [],
@@ -28,8 +35,9 @@ rule download_model:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: STUDY.teachers[wildcards.teacher].model_dump(
-            include={"model", "revision", "family", "blocks"}
+        **params_of(
+            lambda wildcards: STUDY.teachers[wildcards.teacher].model_dump(),
+            *("model", "revision", "family", "blocks"),
         ),
         lock=HUB_LOCK,
         code=code_fingerprint("download_model"),
@@ -41,7 +49,7 @@ rule download_reference:
     """Fetch a finished model, for a row of comparison, at its pinned or locked commit."""
     input:
         teacher=lambda wildcards: (
-            f"<results>/{PLAN.place(PLAN.teacher_model(STUDY.arms[wildcards.arm].teacher))}/manifest.json"
+            f"<results>/{PLAN.models.place(PLAN.models.teacher_model(STUDY.arms[wildcards.arm].teacher))}/manifest.json"
         ),
     output:
         [f"<results>/download_reference/{{arm}}/{name}" for name in TEACHER_FILES],
@@ -52,8 +60,10 @@ rule download_reference:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: STUDY.arms[wildcards.arm].model_dump(
-            include={"model", "revision"}
+        **params_of(
+            lambda wildcards: STUDY.arms[wildcards.arm].model_dump(),
+            "model",
+            "revision",
         ),
         lock=HUB_LOCK,
         code=code_fingerprint("download_reference"),
@@ -72,7 +82,7 @@ rule download_corpus:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=STUDY.corpus.model_dump(include={"dataset", "revision", "split", "rows"}),
+        **STUDY.corpus.model_dump(include={"dataset", "revision", "split", "rows"}),
         lock=HUB_LOCK,
         code=code_fingerprint("download_corpus"),
     script:
@@ -90,8 +100,9 @@ rule download_text:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: STUDY.texts[wildcards.text].model_dump(
-            include={"dataset", "config", "revision", "split"}
+        **params_of(
+            lambda wildcards: STUDY.texts[wildcards.text].model_dump(),
+            *("dataset", "config", "revision", "split"),
         ),
         lock=HUB_LOCK,
         code=code_fingerprint("download_text"),
@@ -111,7 +122,10 @@ rule download_task:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.download_spec(wildcards.task),
+        **params_of(
+            lambda wildcards: PLAN.jobs.download(wildcards.task),
+            *("dataset", "config", "revision", "split", "examples"),
+        ),
         lock=HUB_LOCK,
         code=code_fingerprint("download_task"),
     script:

@@ -5,7 +5,7 @@
 
 def model_folder(model):
     """Give the folder of a model's artifact."""
-    return f"<results>/{PLAN.place(model)}"
+    return f"<results>/{PLAN.models.place(model)}"
 
 
 def model_inputs(name, model):
@@ -45,7 +45,7 @@ def text_file(part):
     }
 
 
-def blocks_file(teacher, part):
+def sequences_file(teacher, part):
     """Give a teacher's token sequences."""
     folder = f"<results>/prepare_corpus/{teacher}"
     return {
@@ -54,10 +54,10 @@ def blocks_file(teacher, part):
     }
 
 
-def text_blocks(teacher, text):
+def text_sequences(teacher, text):
     """Give a teacher's token sequences of a held-out text: the corpus's, or one beside it."""
     if text == HELDOUT:
-        return blocks_file(teacher, "heldout")
+        return sequences_file(teacher, "heldout")
     folder = f"<results>/prepare_text/{teacher}/{text}"
     return {
         "heldout_manifest": f"{folder}/manifest.json",
@@ -87,7 +87,7 @@ def headline_models():
     """List the models that a study is about and their cards, so that a deleted one is made again."""
     return [
         f"{model_folder(model)}/{name}"
-        for model in PLAN.carded()
+        for model in PLAN.jobs.carded()
         for name in ("manifest.json", "README.md")
     ]
 
@@ -129,7 +129,7 @@ def text_sources(wildcards):
 
 def tokenizer_manifest(wildcards):
     """Find a teacher's tokenizer: trained here, or given with the teacher."""
-    maker = PLAN.producer(PLAN.teacher_model(wildcards.teacher))
+    maker = PLAN.models.producer(PLAN.models.teacher_model(wildcards.teacher))
     if maker == "pretrain_teacher":
         maker = "train_tokenizer"
     return f"<results>/{maker}/{wildcards.teacher}/manifest.json"
@@ -152,7 +152,7 @@ def task_rows(wildcards):
     if task.source == "file":
         return {"rows": local_file(task.file)}
     if task.source == "toyworld":
-        name = "hellaswag" if PLAN.kind(wildcards.task) == "hellaswag" else "cbt"
+        name = "hellaswag" if PLAN.jobs.kind(wildcards.task) == "hellaswag" else "cbt"
         folder, file = "<results>/make_toyworld", f"{name}.jsonl"
     else:
         folder, file = f"<results>/download_task/{wildcards.task}", "rows.jsonl"
@@ -164,7 +164,7 @@ def task_rows(wildcards):
 
 def task_examples(wildcards):
     """Give the rows that examples for prompts are drawn from, where a task has any."""
-    if not PLAN.fewshot(wildcards.task):
+    if not PLAN.jobs.fewshot(wildcards.task):
         return {}
     folder = f"<results>/download_task/{wildcards.task}"
     return {
@@ -175,8 +175,8 @@ def task_examples(wildcards):
 
 def baseline_inputs(wildcards):
     """Give a baseline the teacher and the tokens."""
-    teacher = PLAN.teacher_model(wildcards.teacher)
-    return model_inputs("teacher", teacher) | blocks_file(wildcards.teacher, "train")
+    teacher = PLAN.models.teacher_model(wildcards.teacher)
+    return model_inputs("teacher", teacher) | sequences_file(wildcards.teacher, "train")
 
 
 def evaluated_model(wildcards):
@@ -187,27 +187,60 @@ def evaluated_model(wildcards):
 def model_and_teacher(wildcards):
     """Give the model to measure and the teacher it is compared with, if it is another one."""
     model = ModelId.parse(wildcards.model)
-    teacher = PLAN.teacher_model(model.teacher)
+    teacher = PLAN.models.teacher_model(model.teacher)
     beside = {} if model == teacher else model_inputs("teacher", teacher)
     return evaluated_model(wildcards) | beside
 
 
 def teacher_manifest(wildcards):
     """Find the manifest of the teacher that a model was made from."""
-    teacher = PLAN.teacher_model(ModelId.parse(wildcards.model).teacher)
+    teacher = PLAN.models.teacher_model(ModelId.parse(wildcards.model).teacher)
     return model_inputs("teacher", teacher)["teacher"]
 
 
 def heldout_inputs(wildcards):
     """Give the model, its teacher, and the tokens of the text."""
     teacher = ModelId.parse(wildcards.model).teacher
-    return model_and_teacher(wildcards) | text_blocks(teacher, wildcards.text)
+    return model_and_teacher(wildcards) | text_sequences(teacher, wildcards.text)
 
 
 def generation_inputs(wildcards):
     """Give the model, its teacher, and the held-out tokens that prompts are taken from."""
     teacher = ModelId.parse(wildcards.model).teacher
-    return model_and_teacher(wildcards) | blocks_file(teacher, "heldout")
+    return model_and_teacher(wildcards) | sequences_file(teacher, "heldout")
+
+
+# --- parameters -----------------------------------------------------------------------------
+
+
+def params_of(describe, *names):
+    """Give a rule its parameters by name, so that a rerun names the one that has changed.
+
+    `describe` works all of them out from the wildcards.
+    """
+
+    def named(name):
+        return lambda wildcards: describe(wildcards)[name]
+
+    return {name: named(name) for name in names}
+
+
+def baseline_params(*names):
+    """Give a baseline what all of them are asked, and what one method asks besides."""
+    return params_of(
+        lambda wildcards: PLAN.trainings.baseline(wildcard_model(wildcards)),
+        *("training", "objective", "validation", "save_precision"),
+        *names,
+    )
+
+
+# --- outputs --------------------------------------------------------------------------------
+
+
+def checkpoint_output(rule, *more):
+    """List what a rule that trains one of an arm's models writes, its manifest left out."""
+    folder = f"<results>/{rule}/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}"
+    return [f"{folder}/{name}" for name in [*CHECKPOINT_FILES, *more]]
 
 
 # --- resources ------------------------------------------------------------------------------

@@ -5,269 +5,190 @@ FIGURE_FORMATS = ["pdf", "svg", "png", "csv"]
 NUMBER_FORMATS = ["tex", "csv", "md"]
 
 
-rule figure_tradeoff:
-    """Draw scores and held-out loss of one teacher's arms against reduction."""
-    input:
-        **metrics_file(),
-    output:
-        multiext("<results>/figure_tradeoff/{teacher}/tradeoff", ".pdf", ".svg", ".csv"),
-        report(
-            "<results>/figure_tradeoff/{teacher}/tradeoff.png",
-            caption="../report/figure_tradeoff.rst",
-            category="Figures",
-            labels={"figure": "1 trade-off", "teacher": "{teacher}"},
-        ),
-        manifest="<results>/figure_tradeoff/{teacher}/manifest.json",
-    log:
-        "<logs>/figure_tradeoff/{teacher}.log",
-    conda:
-        "../../envs/iskd.yaml"
-    params:
-        spec=PLAN.reporting_spec(),
-        code=code_fingerprint("figure_tradeoff"),
-    script:
-        "../../scripts/figure_tradeoff.py"
+def figure_output(name, title):
+    """Give the files of a teacher's figure, of which the report shows one."""
+    stem = f"<results>/figure_{name}/{{teacher}}/{name}"
+    shown = report(
+        f"{stem}.png",
+        caption=f"../report/figure_{name}.rst",
+        category="Figures",
+        labels={"figure": title, "teacher": "{teacher}"},
+    )
+    return [*multiext(stem, ".pdf", ".svg", ".csv"), shown]
+
+
+def table_output(name, title):
+    """Give the files of a table, of which the report shows one."""
+    stem = f"<results>/table_{name}/{name}"
+    shown = report(
+        f"{stem}.html",
+        caption=f"../report/table_{name}.rst",
+        category="Tables",
+        labels={"table": title},
+    )
+    return [*multiext(stem, ".tex", ".md", ".csv"), shown]
 
 
 rule figure_loss:
-    """Draw one teacher's losses on held-out texts by step."""
+    """Draw a figure of one teacher's arms: losses by step, and in the rules made of this one others."""
     input:
         **metrics_file(),
     output:
-        multiext("<results>/figure_loss/{teacher}/loss", ".pdf", ".svg", ".csv"),
-        report(
-            "<results>/figure_loss/{teacher}/loss.png",
-            caption="../report/figure_loss.rst",
-            category="Figures",
-            labels={"figure": "2 loss by step", "teacher": "{teacher}"},
-        ),
+        figure_output("loss", "2 loss by step"),
         manifest="<results>/figure_loss/{teacher}/manifest.json",
     log:
         "<logs>/figure_loss/{teacher}.log",
     conda:
         "../../envs/iskd.yaml"
     params:
+        script="figure_loss",
         code=code_fingerprint("figure_loss"),
     script:
-        "../../scripts/figure_loss.py"
+        "../../scripts/{params.script}.py"
 
 
-rule figure_pareto:
-    """Draw one teacher's losses against parameters, measured speed and measured memory."""
+# Scores and held-out loss of one teacher's arms against reduction.
+use rule figure_loss as figure_tradeoff with:
+    output:
+        figure_output("tradeoff", "1 trade-off"),
+        manifest="<results>/figure_tradeoff/{teacher}/manifest.json",
+    log:
+        "<logs>/figure_tradeoff/{teacher}.log",
+    params:
+        **PLAN.jobs.reporting(),
+        script="figure_tradeoff",
+        code=code_fingerprint("figure_tradeoff"),
+
+
+# One teacher's losses against parameters, measured speed and measured memory.
+use rule figure_loss as figure_pareto with:
     input:
         **metrics_file(),
         **measurements_file(),
     output:
-        multiext("<results>/figure_pareto/{teacher}/pareto", ".pdf", ".svg", ".csv"),
-        report(
-            "<results>/figure_pareto/{teacher}/pareto.png",
-            caption="../report/figure_pareto.rst",
-            category="Figures",
-            labels={"figure": "3 Pareto fronts", "teacher": "{teacher}"},
-        ),
+        figure_output("pareto", "3 Pareto fronts"),
         manifest="<results>/figure_pareto/{teacher}/manifest.json",
     log:
         "<logs>/figure_pareto/{teacher}.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
+        script="figure_pareto",
         code=code_fingerprint("figure_pareto"),
-    script:
-        "../../scripts/figure_pareto.py"
 
 
-rule figure_training:
-    """Draw one teacher's training curves across steps."""
+# One teacher's training curves across steps.
+use rule figure_loss as figure_training with:
     input:
         histories=ancient(HISTORIES),
         manifests=manifests_beside(HISTORIES),
     output:
-        multiext("<results>/figure_training/{teacher}/training", ".pdf", ".svg", ".csv"),
-        report(
-            "<results>/figure_training/{teacher}/training.png",
-            caption="../report/figure_training.rst",
-            category="Figures",
-            labels={"figure": "4 training curves", "teacher": "{teacher}"},
-        ),
+        figure_output("training", "4 training curves"),
         manifest="<results>/figure_training/{teacher}/manifest.json",
     log:
         "<logs>/figure_training/{teacher}.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
-        spec=PLAN.curves_spec(),
+        **PLAN.jobs.curves(),
+        script="figure_training",
         code=code_fingerprint("figure_training"),
-    script:
-        "../../scripts/figure_training.py"
 
 
-rule figure_flips:
-    """Draw the answers that changed against the change of accuracy, for one teacher."""
-    input:
-        **metrics_file(),
+# The answers that changed against the change of accuracy, for one teacher.
+use rule figure_loss as figure_flips with:
     output:
-        multiext("<results>/figure_flips/{teacher}/flips", ".pdf", ".svg", ".csv"),
-        report(
-            "<results>/figure_flips/{teacher}/flips.png",
-            caption="../report/figure_flips.rst",
-            category="Figures",
-            labels={"figure": "5 changed answers", "teacher": "{teacher}"},
-        ),
+        figure_output("flips", "5 changed answers"),
         manifest="<results>/figure_flips/{teacher}/manifest.json",
     log:
         "<logs>/figure_flips/{teacher}.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
-        spec=PLAN.reporting_spec(),
+        **PLAN.jobs.reporting(),
+        script="figure_flips",
         code=code_fingerprint("figure_flips"),
-    script:
-        "../../scripts/figure_flips.py"
 
 
-rule figure_order:
-    """Draw which block of one teacher was replaced when, and what each step added to the loss."""
-    input:
-        **metrics_file(),
+# Which block of one teacher was replaced when, and what each step added to the loss.
+use rule figure_loss as figure_order with:
     output:
-        multiext("<results>/figure_order/{teacher}/order", ".pdf", ".svg", ".csv"),
-        report(
-            "<results>/figure_order/{teacher}/order.png",
-            caption="../report/figure_order.rst",
-            category="Figures",
-            labels={"figure": "6 order and damage", "teacher": "{teacher}"},
-        ),
+        figure_output("order", "6 order and damage"),
         manifest="<results>/figure_order/{teacher}/manifest.json",
     log:
         "<logs>/figure_order/{teacher}.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
+        script="figure_order",
         code=code_fingerprint("figure_order"),
-    script:
-        "../../scripts/figure_order.py"
 
 
 rule table_main:
-    """Write the main table: each arm at the headline step, beside what is claimed."""
+    """Write a table of the arms at the headline step, as LaTeX, Markdown, CSV and HTML."""
     input:
         **metrics_file(),
     output:
-        multiext("<results>/table_main/main", ".tex", ".md", ".csv"),
-        report(
-            "<results>/table_main/main.html",
-            caption="../report/table_main.rst",
-            category="Tables",
-            labels={"table": "1 main results"},
-        ),
+        table_output("main", "1 main results"),
         manifest="<results>/table_main/manifest.json",
     log:
         "<logs>/table_main.log",
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=PLAN.reporting_spec() | {"headline_step": PLAN.headline_steps()},
+        **PLAN.jobs.reporting(),
+        headline_step=PLAN.models.headline_steps(),
+        script="table_main",
         code=code_fingerprint("table_main"),
     script:
-        "../../scripts/table_main.py"
+        "../../scripts/{params.script}.py"
 
 
-rule table_significance:
-    """Write how each arm differs from its teacher, and how sure that is."""
-    input:
-        **metrics_file(),
+# How each arm differs from its teacher, and how sure that is.
+use rule table_main as table_significance with:
     output:
-        multiext("<results>/table_significance/significance", ".tex", ".md", ".csv"),
-        report(
-            "<results>/table_significance/significance.html",
-            caption="../report/table_significance.rst",
-            category="Tables",
-            labels={"table": "2 differences to the teacher"},
-        ),
+        table_output("significance", "2 differences to the teacher"),
         manifest="<results>/table_significance/manifest.json",
     log:
         "<logs>/table_significance.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
-        spec=PLAN.reporting_spec() | {"headline_step": PLAN.headline_steps()},
+        script="table_significance",
         code=code_fingerprint("table_significance"),
-    script:
-        "../../scripts/table_significance.py"
 
 
-rule table_ablation:
-    """Write what each arm cost and what it closes of the first iskd arm's gap to the teacher."""
-    input:
-        **metrics_file(),
+# What each arm cost and what it closes of the first iskd arm's gap to the teacher.
+use rule table_main as table_ablation with:
     output:
-        multiext("<results>/table_ablation/ablation", ".tex", ".md", ".csv"),
-        report(
-            "<results>/table_ablation/ablation.html",
-            caption="../report/table_ablation.rst",
-            category="Tables",
-            labels={"table": "3 ablation"},
-        ),
+        table_output("ablation", "3 ablation"),
         manifest="<results>/table_ablation/manifest.json",
     log:
         "<logs>/table_ablation.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
-        spec=PLAN.ablation_spec(),
+        baseline=next(PLAN.models.iskd_arms(), None),
+        script="table_ablation",
         code=code_fingerprint("table_ablation"),
-    script:
-        "../../scripts/table_ablation.py"
 
 
-rule table_efficiency:
-    """Write what each arm needs: parameters, memory and speed, beside its teacher."""
+# What each arm needs: parameters, memory and speed, beside its teacher.
+use rule table_main as table_efficiency with:
     input:
         **metrics_file(),
         **measurements_file(),
     output:
-        multiext("<results>/table_efficiency/efficiency", ".tex", ".md", ".csv"),
-        report(
-            "<results>/table_efficiency/efficiency.html",
-            caption="../report/table_efficiency.rst",
-            category="Tables",
-            labels={"table": "4 efficiency"},
-        ),
+        table_output("efficiency", "4 efficiency"),
         manifest="<results>/table_efficiency/manifest.json",
     log:
         "<logs>/table_efficiency.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
-        spec=PLAN.reporting_spec() | {"headline_step": PLAN.headline_steps()},
+        script="table_efficiency",
         code=code_fingerprint("table_efficiency"),
-    script:
-        "../../scripts/table_efficiency.py"
 
 
-rule table_costs:
-    """Write what each arm cost: tokens, FLOPs, device hours and energy."""
+# What each arm cost: tokens, FLOPs, device hours and energy.
+use rule table_main as table_costs with:
     input:
         **metrics_file(),
         **measurements_file(),
     output:
-        multiext("<results>/table_costs/costs", ".tex", ".md", ".csv"),
-        report(
-            "<results>/table_costs/costs.html",
-            caption="../report/table_costs.rst",
-            category="Tables",
-            labels={"table": "5 costs"},
-        ),
+        table_output("costs", "5 costs"),
         manifest="<results>/table_costs/manifest.json",
     log:
         "<logs>/table_costs.log",
-    conda:
-        "../../envs/iskd.yaml"
     params:
-        spec=PLAN.reporting_spec() | {"headline_step": PLAN.headline_steps()},
+        script="table_costs",
         code=code_fingerprint("table_costs"),
-    script:
-        "../../scripts/table_costs.py"
 
 
 rule paper_numbers:
@@ -282,7 +203,7 @@ rule paper_numbers:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=PLAN.numbers_spec(),
+        **PLAN.jobs.numbers(),
         code=code_fingerprint("paper_numbers"),
     script:
         "../../scripts/paper_numbers.py"
@@ -300,7 +221,7 @@ rule paper_measured_numbers:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=PLAN.numbers_spec(),
+        **PLAN.jobs.numbers(),
         code=code_fingerprint("paper_measured_numbers"),
     script:
         "../../scripts/paper_measured_numbers.py"
@@ -318,7 +239,7 @@ rule summarize:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=PLAN.summary_spec(),
+        **PLAN.jobs.summary(),
         code=code_fingerprint("summarize"),
     script:
         "../../scripts/summarize.py"
@@ -340,7 +261,18 @@ rule model_card:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.card_spec(wildcards.model),
+        **params_of(
+            lambda wildcards: PLAN.jobs.card(wildcards.model),
+            *(
+                "study",
+                "headline",
+                "model",
+                "method",
+                "base_model",
+                "corpus",
+                "datasets",
+            ),
+        ),
         code=code_fingerprint("model_card"),
     script:
         "../../scripts/model_card.py"
@@ -360,7 +292,7 @@ TABLES_AND_FIGURES = {
         )
         for teacher in STUDY.teachers
         for figure in FIGURES
-        if PLAN.has_figure(teacher, figure)
+        if PLAN.jobs.has_figure(teacher, figure)
         for suffix in FIGURE_FORMATS
     },
     **{
@@ -380,7 +312,8 @@ PAPER_MANIFESTS = [
     *manifests_beside(TABLES_AND_FIGURES.values()),
 ]
 CARDS = [
-    f"<results>/model_card/{PLAN.place(model)}/manifest.json" for model in PLAN.carded()
+    f"<results>/model_card/{PLAN.models.place(model)}/manifest.json"
+    for model in PLAN.jobs.carded()
 ]
 
 
@@ -399,7 +332,7 @@ rule collect_paper:
     params:
         names=list(PAPER_FILES),
         # An auditor's: what all this was asked for with. Only this cheap rule depends on all of it.
-        config=PLAN.recorded_config(),
+        config=PLAN.jobs.recorded_config(),
         code=code_fingerprint("collect_paper"),
     script:
         "../../scripts/collect_paper.py"

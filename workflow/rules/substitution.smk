@@ -10,7 +10,7 @@ rule plan_substitutions:
     input:
         unpack(
             lambda wildcards: model_inputs(
-                "teacher", PLAN.teacher_model(wildcards.teacher)
+                "teacher", PLAN.models.teacher_model(wildcards.teacher)
             )
         ),
     output:
@@ -25,8 +25,11 @@ rule plan_substitutions:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.plan_spec(
-            ModelId(wildcards.teacher, wildcards.arm, int(wildcards.seed), 0)
+        **params_of(
+            lambda wildcards: PLAN.trainings.plan(
+                ModelId(wildcards.teacher, wildcards.arm, int(wildcards.seed), 0)
+            ),
+            *("order", "steps", "sizes"),
         ),
         seed=lambda wildcards: int(wildcards.seed),
         code=code_fingerprint("plan_substitutions"),
@@ -39,20 +42,17 @@ rule substitute_block:
     input:
         unpack(
             lambda wildcards: model_inputs(
-                "previous", PLAN.previous(wildcard_model(wildcards))
+                "previous", PLAN.models.previous(wildcard_model(wildcards))
             )
         ),
         unpack(
             lambda wildcards: model_inputs(
-                "teacher", PLAN.teacher_model(wildcards.teacher)
+                "teacher", PLAN.models.teacher_model(wildcards.teacher)
             )
         ),
-        unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
+        unpack(lambda wildcards: sequences_file(wildcards.teacher, "train")),
     output:
-        [
-            f"<results>/substitute_block/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in [*CHECKPOINT_FILES, "substitution.json"]
-        ],
+        checkpoint_output("substitute_block", "substitution.json"),
         manifest="<results>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:
         "<logs>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}.log",
@@ -70,7 +70,19 @@ rule substitute_block:
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
-        spec=lambda wildcards: PLAN.substitution_spec(wildcard_model(wildcards)),
+        **params_of(
+            lambda wildcards: PLAN.trainings.substitution(wildcard_model(wildcards)),
+            *(
+                "block",
+                "sizes",
+                "start",
+                "training",
+                "objective",
+                "warm_start",
+                "validation",
+            ),
+            *("as_published", "save_precision", "keep_master"),
+        ),
         seed=lambda wildcards: int(wildcards.seed),
         code=code_fingerprint("substitute_block"),
     script:
@@ -82,10 +94,7 @@ rule substitute_at_once:
     input:
         unpack(baseline_inputs),
     output:
-        [
-            f"<results>/substitute_at_once/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}/{name}"
-            for name in [*CHECKPOINT_FILES, "substitution.json"]
-        ],
+        checkpoint_output("substitute_at_once", "substitution.json"),
         manifest="<results>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
     log:
         "<logs>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}.log",
@@ -101,7 +110,19 @@ rule substitute_at_once:
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
-        spec=lambda wildcards: PLAN.baseline_spec(wildcard_model(wildcards)),
+        **params_of(
+            lambda wildcards: PLAN.trainings.at_once(wildcard_model(wildcards)),
+            *(
+                "blocks",
+                "sizes",
+                "start",
+                "training",
+                "objective",
+                "warm_start",
+                "validation",
+            ),
+            *("first", "curriculum", "save_precision"),
+        ),
         seed=lambda wildcards: int(wildcards.seed),
         code=code_fingerprint("substitute_at_once"),
     script:

@@ -16,7 +16,10 @@ rule train_tokenizer:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.tokenizer_spec(wildcards.teacher),
+        **params_of(
+            lambda wildcards: PLAN.jobs.tokenizer(wildcards.teacher),
+            *("vocabulary", "positions"),
+        ),
         code=code_fingerprint("train_tokenizer"),
     script:
         "../../scripts/train_tokenizer.py"
@@ -25,7 +28,7 @@ rule train_tokenizer:
 rule pretrain_teacher:
     """Train a teacher from scratch on the corpus."""
     input:
-        unpack(lambda wildcards: blocks_file(wildcards.teacher, "train")),
+        unpack(lambda wildcards: sequences_file(wildcards.teacher, "train")),
         tokenizer="<results>/train_tokenizer/{teacher}/manifest.json",
     output:
         [f"<results>/pretrain_teacher/{{teacher}}/{name}" for name in CHECKPOINT_FILES],
@@ -44,7 +47,13 @@ rule pretrain_teacher:
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
-        spec=lambda wildcards: PLAN.pretraining_spec(wildcards.teacher),
+        **params_of(
+            lambda wildcards: PLAN.trainings.pretraining(wildcards.teacher),
+            *("family", "architecture", "training", "save_precision"),
+        ),
+        seed=lambda wildcards: PLAN.models.pretrained(
+            wildcards.teacher
+        ).pretraining.seed,
         code=code_fingerprint("pretrain_teacher"),
     script:
         "../../scripts/pretrain_teacher.py"
@@ -62,7 +71,10 @@ rule import_model:
     conda:
         "../../envs/iskd.yaml"
     params:
-        spec=lambda wildcards: PLAN.import_spec(wildcards.teacher),
+        **params_of(
+            lambda wildcards: PLAN.jobs.import_model(wildcards.teacher),
+            *("folder", "gguf", "family", "blocks", "save_precision"),
+        ),
         code=code_fingerprint("import_model"),
     script:
         "../../scripts/import_model.py"

@@ -106,9 +106,8 @@ def _data(folder: StudyFolder, told: list[Found]) -> Iterator[str]:
         statement = found.statement
         if statement is None or not statement.asked["rule"].startswith(DATA):
             continue
-        spec = statement.asked["parameters"].get("spec")
-        spec = spec if isinstance(spec, dict) else {}
-        origin = [str(spec[key]) for key in _ORIGIN if spec.get(key)]
+        parameters = statement.asked["parameters"]
+        origin = [str(parameters[key]) for key in _ORIGIN if parameters.get(key)]
         inputs = (folder.source(name) or name for name in statement.asked["inputs"])
         source = " ".join(origin) or ", ".join(dict.fromkeys(inputs))
         seed = statement.asked["seed"]

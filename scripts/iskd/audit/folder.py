@@ -96,7 +96,7 @@ class StudyFolder:
         """Give the name by which the study's own numbers know it."""
         found = self.artifacts.get(METRICS)
         try:
-            told = found.statement.asked["parameters"]["spec"]["study"]  # type: ignore[union-attr]
+            told = found.statement.asked["parameters"]["study"]  # type: ignore[union-attr]
         except (AttributeError, KeyError, TypeError):
             return None
         return told if isinstance(told, str) else None

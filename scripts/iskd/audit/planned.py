@@ -13,7 +13,7 @@ from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST
 from iskd.provenance.environment import CHECKOUT
 
-PLAN = CHECKOUT / "workflow" / "plan.py"
+PLAN = CHECKOUT / "tools" / "plan.py"
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,8 @@ def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterat
     samples = read_samples(folder.path / place / SAMPLES)
     result = read_result(folder.path / place / RESULT)
     if statement.asked["rule"] == "evaluate":
-        spec = statement.asked["parameters"]["spec"]
-        metrics = metrics_of(samples, spec["kind"], stock=spec["stock"])
+        task = statement.asked["parameters"]["task"]
+        metrics = metrics_of(samples, task["kind"], stock=task["stock"])
     else:
         metrics = heldout_metrics(samples)
     again = json.loads(json.dumps({name: vars(metric) for name, metric in metrics.items()}))

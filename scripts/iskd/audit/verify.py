@@ -13,7 +13,7 @@ from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import METRICS, StudyFolder, recorded_config
 from iskd.audit.hashing import Memory, digest_files
 from iskd.audit.planned import Planned, Planning
-from iskd.config.shapes import fill_in_from
+from iskd.config.model_defaults import fill_in_from
 from iskd.errors import UserError
 from iskd.provenance.artifact import file_digest
 from iskd.provenance.environment import CHECKOUT, LOCK

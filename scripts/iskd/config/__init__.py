@@ -1,13 +1,11 @@
-"""A study's config: its schema, its checks, and what each job takes from it."""
+"""A study's config: its schema and its checks."""
 
 from iskd.config.given import complete
 from iskd.config.load import check_data_files, data_folder, load_study, put_stand_ins
 from iskd.config.schema import Study, json_schema
-from iskd.config.study import StudyPlan
 
 __all__ = [
     "Study",
-    "StudyPlan",
     "check_data_files",
     "complete",
     "data_folder",

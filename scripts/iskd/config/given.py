@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from iskd.config.load import find_data_folder, refuse_outsize
+from iskd.config.model_defaults import ANY_MODEL, fill_in, matches, names_a_model
 from iskd.config.schema import DataFolder, Name
-from iskd.config.shapes import ANY_MODEL, fill_in, matches, names_a_model
 from iskd.data.model_folder import config_of_folder, config_of_gguf, files_of_folder
 from iskd.errors import UserError
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from iskd.config.best import with_best
+from iskd.settings import Initialisation
 
 # A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -72,7 +73,6 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _SCIENTIFIC]
 
 FamilyName = Literal["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
 Recipe = Literal["paper", "bottleneck", "narrow"]
-Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher"]
 # Those that are fitted to what the teacher's block does.
 FITTED = ("pca", "least_squares")
 
@@ -459,7 +459,7 @@ Teacher = Annotated[PretrainedHere | HubTeacher | FolderTeacher, Field(discrimin
 GIVEN = ("hub", "folder")
 """Sources of teachers that are there already."""
 FILLED_IN = ("family", "blocks", "order", "steps", "files")
-"""Keys of such teachers that may be left out of a file: see `iskd.config.shapes`."""
+"""Keys of such teachers that may be left out of a file: see `iskd.config.model_defaults`."""
 
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]*$")]
 

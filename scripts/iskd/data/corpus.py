@@ -44,7 +44,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int, length: int) -> PreTr
     )
 
 
-def token_blocks(
+def token_sequences(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> torch.Tensor:
     """Join the stories, an end-of-text token after each, and cut into sequences.
@@ -56,13 +56,13 @@ def token_blocks(
     Raises:
         UserError: the tokenizer has no end token, or the stories do not fill one sequence.
     """
-    return story_blocks(texts, tokenizer, length)[0]
+    return story_sequences(texts, tokenizer, length)[0]
 
 
-def story_blocks(
+def story_sequences(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut the stories as :func:`token_blocks` does, and say whose tokens a sequence holds.
+    """Cut the stories as :func:`token_sequences` does, and say whose tokens a sequence holds.
 
     Returns:
         int32 tensors (sequences, length) and (sequences,): tokens, and the index of the story that
@@ -70,7 +70,7 @@ def story_blocks(
         that one.
 
     Raises:
-        UserError: as :func:`token_blocks`.
+        UserError: as :func:`token_sequences`.
     """
     end = tokenizer.eos_token_id
     if end is None:
@@ -89,14 +89,14 @@ def story_blocks(
             f"the stories give {len(stream)} tokens, less than one sequence of {length}; "
             f"give more text or lower corpus.block_length"
         )
-    blocks = torch.frombuffer(stream, dtype=torch.int32)[: count * length].reshape(count, length)
+    sequences = torch.frombuffer(stream, dtype=torch.int32)[: count * length].reshape(count, length)
     ends = torch.frombuffer(lengths, dtype=torch.int64).cumsum(0)
     middles = torch.arange(count) * length + length // 2
-    return blocks, torch.searchsorted(ends, middles, right=True).to(torch.int32)
+    return sequences, torch.searchsorted(ends, middles, right=True).to(torch.int32)
 
 
 def step_sequences(
-    blocks: torch.Tensor, count: int | None, *, seed: int, first: int, last: int
+    sequences: torch.Tensor, count: int | None, *, seed: int, first: int, last: int
 ) -> torch.Tensor:
     """Take the sequences that the steps ``first`` to ``last`` train on.
 
@@ -106,7 +106,7 @@ def step_sequences(
     k at once.
 
     Args:
-        blocks: token sequences, int (sequences, length).
+        sequences: token sequences, int (sequences, length).
         count: sequences per step; None for all of them.
         seed: seed of the order.
         first: first step, counted from 1.
@@ -115,20 +115,22 @@ def step_sequences(
     Returns:
         int (count * steps, length)
     """
-    total = len(blocks)
+    total = len(sequences)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     share = count or total
-    return blocks[order[torch.arange((first - 1) * share, last * share) % total]]
+    return sequences[order[torch.arange((first - 1) * share, last * share) % total]]
 
 
-def save_blocks(blocks: torch.Tensor, path: Path, stories: torch.Tensor | None = None) -> None:
+def save_sequences(
+    sequences: torch.Tensor, path: Path, stories: torch.Tensor | None = None
+) -> None:
     """Write token sequences as safetensors, and the story of each where it is known."""
-    tensors = {"input_ids": blocks.contiguous()}
+    tensors = {"input_ids": sequences.contiguous()}
     save_file(tensors if stories is None else tensors | {"stories": stories.contiguous()}, path)
 
 
-def load_blocks(path: Path) -> torch.Tensor:
-    """Read what :func:`save_blocks` wrote: an int32 tensor (sequences, length)."""
+def load_sequences(path: Path) -> torch.Tensor:
+    """Read what :func:`save_sequences` wrote: an int32 tensor (sequences, length)."""
     return load_file(path)["input_ids"]
 
 

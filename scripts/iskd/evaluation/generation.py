@@ -36,16 +36,16 @@ class Sampling:
     seed: int
 
 
-def draw_prompts(blocks: torch.Tensor, count: int, tokens: int, seed: int) -> torch.Tensor:
+def draw_prompts(sequences: torch.Tensor, count: int, tokens: int, seed: int) -> torch.Tensor:
     """Draw the beginnings of held-out sequences: (N, L) -> (min(count, N), tokens).
 
     Args:
-        blocks: token ids.
+        sequences: token ids.
         count: how many; all of them where there are no more.
         tokens: tokens of a beginning.
         seed: seed of the draw.
     """
-    return blocks[sample_indices(len(blocks), count, seed), :tokens].long()
+    return sequences[sample_indices(len(sequences), count, seed), :tokens].long()
 
 
 def continue_prompts(

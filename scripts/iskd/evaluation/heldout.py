@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("iskd.evaluation")
 
 
-def score_blocks(
+def score_sequences(
     model: "PreTrainedModel",
-    blocks: torch.Tensor,
+    sequences: torch.Tensor,
     *,
     batch_size: int,
     teacher: "PreTrainedModel | None" = None,
@@ -44,11 +44,11 @@ def score_blocks(
 
     Args:
         model: A causal language model; left in the mode (train or eval) it came in.
-        blocks: Token ids, integer, shape (N, L) with L >= 2; on any device.
+        sequences: Token ids, integer, shape (N, L) with L >= 2; on any device.
         batch_size: Blocks per forward pass.
         teacher: What the model is compared with; on the model's device. Its mode is left alone too.
         stories: Which story each block comes from, (N,), where that is known.
-        work: Where the blocks' scores are kept, if the evaluation is to survive being killed: it
+        work: Where the sequences' scores are kept, if the evaluation is to survive being killed: it
             goes on from them and ends with the same bits.
 
     Returns:
@@ -57,14 +57,16 @@ def score_blocks(
 
     Raises:
         UserError: There is no block, the batch size is below 1, or a loss is no number.
-        ValueError: The blocks are not an integer matrix with at least two columns.
+        ValueError: The sequences are not an integer matrix with at least two columns.
         Interrupted: The process was asked to stop; what was scored is kept.
     """
-    if blocks.ndim != 2 or blocks.is_floating_point() or blocks.shape[1] < 2:
-        raise ValueError(f"blocks must be integer (N, L >= 2), got {blocks.dtype} {blocks.shape}")
+    if sequences.ndim != 2 or sequences.is_floating_point() or sequences.shape[1] < 2:
+        raise ValueError(
+            f"sequences must be integer (N, L >= 2), got {sequences.dtype} {sequences.shape}"
+        )
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be at least 1")
-    if not len(blocks):
+    if not len(sequences):
         raise UserError("held-out text has no full block: give more text or shorten the block")
     shared = shared_vocabulary(model, teacher)
     with (
@@ -73,9 +75,9 @@ def score_blocks(
         scoring(work, model.device) as score,
     ):
         scores = score(
-            blocks.split(batch_size),
+            sequences.split(batch_size),
             lambda batch: _batch_scores(model, teacher, batch.to(model.device), shared),
-            blocks.cpu().contiguous().numpy().tobytes(),
+            sequences.cpu().contiguous().numpy().tobytes(),
         )
     _check_finite(scores)
     names = ("loss", *COMPARED[: len(scores[0]) - 1])
@@ -83,7 +85,7 @@ def score_blocks(
         {
             "index": index,
             "source": f"block {index}" if stories is None else f"story {stories[index]}",
-            "tokens": blocks.shape[1] - 1,
+            "tokens": sequences.shape[1] - 1,
             **dict(zip(names, values, strict=True)),
         }
         for index, values in enumerate(scores)

@@ -1,4 +1,4 @@
-"""From the losses of blocks of text to a model's: without torch, so that anybody can check them."""
+"""From the losses of sequences to a model's: without torch, so that anybody can check them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,12 @@ COMPARED = ("kl", "agreement")
 
 
 def heldout_metrics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
-    """Give the means over blocks, and the perplexity exp(loss).
+    """Give the means over sequences, and the perplexity exp(loss).
 
-    The records are those of :func:`iskd.evaluation.heldout.score_blocks`.
-    Blocks of one source are no independent draws, nor are the tokens of one block: standard errors
-    and intervals are over sources (:mod:`iskd.evaluation.statistics`). n is the number of blocks.
+    The records are those of :func:`iskd.evaluation.heldout.score_sequences`.
+    Sequences of one source are no independent draws, nor are the tokens of one sequence: standard
+    errors and intervals are over sources (:mod:`iskd.evaluation.statistics`). n is the number of
+    sequences.
     """
     sources = [sample["source"] for sample in samples]
     tokens = [sample["tokens"] for sample in samples]

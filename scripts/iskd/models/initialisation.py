@@ -9,7 +9,6 @@ best. ``teacher`` (narrow blocks): the teacher's strongest heads and neurons.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import nn
@@ -20,10 +19,9 @@ from iskd.models.activations import BlockCall, first_tensor
 from iskd.models.families import family_of
 from iskd.models.modeling.iskd_blocks import CompactBlock, NarrowSizes
 from iskd.models.units import block_units, kept_state, strongest
+from iskd.settings import Initialisation
 
 log = logging.getLogger("iskd.models")
-
-Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher"]
 
 NEEDS_ACTIVATIONS = ("pca", "least_squares")
 # Phi's published block leaves its projections to the family's default; GPT-2's are Xavier's.

@@ -1,5 +1,6 @@
 """Decoders with fresh weights: teachers pretrained here, and students of distillation."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hi
 
 def scratch_config(
     family: str,
-    shape: dict[str, Any],
+    shape: Mapping[str, Any],
     *,
     vocabulary: int,
     positions: int,

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from iskd.errors import UserError
 from iskd.models.activations import BlockCall
 from iskd.models.families import family_of
-from iskd.models.initialisation import Initialisation, initialise_compact, initialise_narrow
+from iskd.models.initialisation import initialise_compact, initialise_narrow
 from iskd.models.modeling.iskd_blocks import (
     ChangedBlocks,
     CompactBlock,
@@ -18,6 +18,7 @@ from iskd.models.modeling.iskd_blocks import (
     NarrowSizes,
 )
 from iskd.models.recipes import Recipe, Sizes, resolve_sizes
+from iskd.settings import Initialisation
 
 # One factor for each pair of a head's numbers.
 _SIZED_ROTARY = ("longrope",)

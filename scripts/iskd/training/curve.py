@@ -23,9 +23,9 @@ REPORTS = 50
 
 LOWER_RATE = "the training has diverged, lower its learning_rate"
 
-# Called before each optimiser step with its number (from 0) and the number of steps. What it gives
-# says which variant of the model the step runs: FLOPs are counted once for each.
-OnStep = Callable[[int, int], Hashable]
+# Called before each optimiser update with its number (from 0) and how many there are. What it gives
+# says which variant of the model the update runs: FLOPs are counted once for each.
+OnUpdate = Callable[[int, int], Hashable]
 
 
 class Reporter(TrainerCallback):
@@ -33,17 +33,17 @@ class Reporter(TrainerCallback):
 
     def __init__(
         self,
-        blocks: torch.Tensor,
+        sequences: torch.Tensor,
         batch: int,
         *,
         count: Callable[[], int],
-        on_step: OnStep | None,
+        on_update: OnUpdate | None,
     ) -> None:
         self.history: list[dict[str, Any]] = []
-        self.sequences, self.length = blocks.shape
+        self.sequences, self.length = sequences.shape
         self.batch = batch
         self.count = count
-        self.on_step = on_step
+        self.on_update = on_update
         self.flops = 0
         # Since the last report. The Trainer's own sum is lost when a run is resumed.
         self.losses: list[torch.Tensor] = []
@@ -58,7 +58,7 @@ class Reporter(TrainerCallback):
         """Make the model ready for the step, and add up what the step costs."""
         del args, control, kwargs
         step = state.global_step
-        variant = self.on_step(step, state.max_steps) if self.on_step else None
+        variant = self.on_update(step, state.max_steps) if self.on_update else None
         if variant not in self.per_sequence:
             self.per_sequence[variant] = self.count()
         self.flops += self.per_sequence[variant] * self.batch_of(step)

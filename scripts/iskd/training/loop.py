@@ -12,13 +12,14 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from iskd.errors import UserError
-from iskd.training.curve import LOWER_RATE, REPORTS, OnStep, Reporter
+from iskd.settings import TrainingSettings
+from iskd.training.curve import LOWER_RATE, REPORTS, OnUpdate, Reporter
 from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
-from iskd.training.optimizer import make_optimizer, parameter_groups
+from iskd.training.optimizer import Grouping, make_optimizer, parameter_groups
 from iskd.training.processes import check_alike, world
 from iskd.training.resuming import StateKeeper, newest_state, read_curve, states_of, step_of
-from iskd.training.sharding import split_by_block, take_over, twin_of
+from iskd.training.sharding import copy_to_train, split_by_block, take_over
 from iskd.training.state import Interrupted, StopRequest, WorkFolder
 from iskd.training.trainer import ObjectiveTrainer
 
@@ -34,29 +35,29 @@ def make_deterministic(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def check_length(model: PreTrainedModel, blocks: torch.Tensor) -> None:
+def check_length(model: PreTrainedModel, sequences: torch.Tensor) -> None:
     """Check that a model takes sequences as long as these, int (sequences, length).
 
     Raises:
         UserError: it does not.
     """
-    if blocks.shape[1] > model.config.max_position_embeddings:
+    if sequences.shape[1] > model.config.max_position_embeddings:
         raise UserError(
             f"the model takes {model.config.max_position_embeddings} positions, the sequences have "
-            f"{blocks.shape[1]}; lower corpus.block_length"
+            f"{sequences.shape[1]}; lower corpus.block_length"
         )
 
 
 def fine_tune(
     model: PreTrainedModel,
-    blocks: torch.Tensor,
-    settings: dict[str, Any],
+    sequences: torch.Tensor,
+    settings: TrainingSettings,
     *,
     seed: int,
-    new: Collection[nn.Module] = (),
+    compact: Collection[nn.Module] = (),
     objective: Objective = next_token_loss,
-    groups: list[dict[str, Any]] | None = None,
-    on_step: OnStep | None = None,
+    grouping: Grouping = parameter_groups,
+    on_update: OnUpdate | None = None,
     work: WorkFolder | None = None,
 ) -> list[dict[str, Any]]:
     """Train a model in place.
@@ -67,54 +68,47 @@ def fine_tune(
 
     Args:
         model: the model; its parameters stay float32, bfloat16 precision is autocast.
-        blocks: token sequences, int (sequences, length).
-        settings: a ``Training`` section of the config, as a dict.
+        sequences: tokens, int (sequences, length).
+        settings: how it is trained.
         seed: seed of the data's order and of dropout.
-        new: modules that get the high learning rate; all the rest gets the low one.
+        compact: modules that get the high learning rate; all the rest gets the low one.
         objective: the loss.
-        groups: the optimiser's parameter groups, in place of those that ``new`` makes; the
-            learning rate reported is the first one's.
-        on_step: called before each optimiser step, the first one included. What it does must
+        grouping: sorts the parameters into the optimiser's groups; the learning rate reported is
+            the first one's.
+        on_update: called before each optimiser update, the first one included. What it does must
             follow from its arguments alone.
         work: where the states of the run are kept, if it is to survive being killed.
 
     Returns:
         the training curve, its last row at the last step: optimiser step, tokens seen, loss (mean
-        since the row before), low learning rate (the high one where all is new), and FLOPs so far
-        (forward and backward, the teacher's included; counted on one sequence of a throw-away
+        since the row before), low learning rate (the high one where all is compact), and FLOPs so
+        far (forward and backward, the teacher's included; counted on one sequence of a throw-away
         pass, which they are proportional to)
 
     Raises:
         UserError: the sequences are longer than the model takes, the training diverges, or it does
             not fit into the GPU's memory.
-        ValueError: ``on_step`` is to change a model that several processes share in parts.
+        ValueError: ``on_update`` is to change a model that several processes share in parts.
         Interrupted: the process was asked to stop; the state is saved.
     """
-    check_length(model, blocks)
+    check_length(model, sequences)
     seed %= 2**32  # numpy, which the Trainer seeds too, takes no more
     together = world()
     check_alike(model)
     make_deterministic(seed)
-    if groups is None:
-        groups = parameter_groups(
-            model,
-            new,
-            rate_new=settings["learning_rate"]["compact"],
-            rate_rest=settings["learning_rate"]["rest"],
-            weight_decay=settings["weight_decay"],
-        )
-    steps = -(-len(blocks) // settings["batch_size"]) * settings["epochs"]
+    groups = grouping(model, compact, settings)
+    updates = -(-len(sequences) // settings.batch_size) * settings.epochs
 
-    count = partial(_flops_of_a_sequence, model, blocks, objective)
-    reporter = Reporter(blocks, settings["batch_size"], count=count, on_step=on_step)
+    count = partial(_flops_of_a_sequence, model, sequences, objective)
+    reporter = Reporter(sequences, settings.batch_size, count=count, on_update=on_update)
     trained = model
     if together.parallel == "fsdp":
-        if on_step is not None:
+        if on_update is not None:
             raise ValueError("what changes the model from step to step cannot be split: use ddp")
         reporter.per_sequence[None] = count()  # as long as the model is whole
-        trained, groups = twin_of(model, groups)
-    optimizer = make_optimizer(settings["optimizer"], groups, beta2=settings["beta2"])
-    _tell_of_bfloat16(settings["precision"])
+        trained, groups = copy_to_train(model, groups)
+    optimizer = make_optimizer(groups, settings)
+    _hint_at_bfloat16(settings.precision)
     stop = StopRequest()
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -122,14 +116,14 @@ def fine_tune(
     ):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         states = states_of(work, device) if work is not None else None
-        args = _arguments(model, settings, seed, steps, str(states.path if states else scratch))
+        args = _arguments(model, settings, seed, updates, str(states.path if states else scratch))
         if trained is not model:
             split_by_block(trained, args)
-        trainer = ObjectiveTrainer.of(trained, args, blocks, reporter)
+        trainer = ObjectiveTrainer.of(trained, args, sequences, reporter)
         # Not handed over as an argument, which it refuses for a model that is split.
         trainer.optimizer = optimizer
         trainer.objective = objective
-        trainer.micro_batch = settings.get("micro_batch")
+        trainer.micro_batch = settings.micro_batch
         if together.size > 1:
             # The Trainer has seeded all processes alike; dropout shall differ between them.
             torch.manual_seed(seed + together.rank)
@@ -140,23 +134,24 @@ def fine_tune(
         if newest is not None and work is not None:
             reporter.carry_on(read_curve(newest), step_of(newest))
             work.resumed.append(step_of(newest))
-            log.info("resumed after step %d of %d", step_of(newest), steps)
-        with _full_memory_told(settings):
+            log.info("resumed after step %d of %d", step_of(newest), updates)
+        with _full_memory_explained(settings):
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-        if trainer.state.global_step < steps:
+        if trainer.state.global_step < updates:
             raise Interrupted(
-                f"{stop.asked} after step {trainer.state.global_step} of {steps}; its state is kept"
+                f"{stop.asked} after step {trainer.state.global_step} of {updates}; "
+                "its state is kept"
             )
     if trained is not model:
         take_over(model, trained)
     model.activation_checkpointing_disable()
     if together.first and not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise UserError(f"after {steps} steps the weights are no numbers; {LOWER_RATE}")
+        raise UserError(f"after {updates} steps the weights are no numbers; {LOWER_RATE}")
     model.eval()
     return reporter.history
 
 
-def _tell_of_bfloat16(precision: str) -> None:
+def _hint_at_bfloat16(precision: str) -> None:
     """Say in the log where a training in float32 leaves a processor's bfloat16 unused."""
     if precision != "float32" or torch.cuda.is_available():
         return
@@ -169,15 +164,15 @@ def _tell_of_bfloat16(precision: str) -> None:
 
 
 @contextmanager
-def _full_memory_told(settings: dict[str, Any]) -> Iterator[None]:
+def _full_memory_explained(settings: TrainingSettings) -> Iterator[None]:
     """Say which settings take less memory, where a GPU has too little."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        at_once = settings.get("micro_batch") or settings["batch_size"]
+        at_once = settings.micro_batch or settings.batch_size
         if at_once > 1:
             less = f"set micro_batch to less than {at_once}"
-        elif not settings.get("checkpointing"):
+        elif not settings.checkpointing:
             less = "set checkpointing"
         else:
             less = "train on several GPUs (gpus, and parallel: fsdp)"
@@ -187,14 +182,16 @@ def _full_memory_told(settings: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def _flops_of_a_sequence(model: PreTrainedModel, blocks: torch.Tensor, objective: Objective) -> int:
+def _flops_of_a_sequence(
+    model: PreTrainedModel, sequences: torch.Tensor, objective: Objective
+) -> int:
     """Count what training on one sequence costs, forward and backward.
 
     What checkpointing computes again is no part of it.
     """
     training, checkpointing = model.training, model.is_activation_checkpointing
     model.train()
-    batch = {"input_ids": blocks[:1].long().to(model.device)}
+    batch = {"input_ids": sequences[:1].long().to(model.device)}
     if checkpointing:
         model.activation_checkpointing_disable()
     try:
@@ -206,24 +203,24 @@ def _flops_of_a_sequence(model: PreTrainedModel, blocks: torch.Tensor, objective
 
 
 def _arguments(
-    model: PreTrainedModel, settings: dict[str, Any], seed: int, steps: int, folder: str
+    model: PreTrainedModel, settings: TrainingSettings, seed: int, updates: int, folder: str
 ) -> TrainingArguments:
     """Say the settings of a run in the Trainer's words."""
     args = TrainingArguments(
         output_dir=folder,
-        num_train_epochs=settings["epochs"],
-        per_device_train_batch_size=settings["batch_size"] // world().size,
-        lr_scheduler_type=_SCHEDULES[settings["schedule"]],
-        warmup_steps=round(settings["warmup"] * steps),
-        max_grad_norm=settings["clip"] or 0.0,
-        bf16=settings["precision"] == "bfloat16",
-        activation_checkpointing=settings.get("checkpointing", False),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size // world().size,
+        lr_scheduler_type=_SCHEDULES[settings.schedule],
+        warmup_steps=round(settings.warmup * updates),
+        max_grad_norm=settings.clip or 0.0,
+        bf16=settings.precision == "bfloat16",
+        activation_checkpointing=settings.checkpointing,
         # The other kind puts no gradient on a model whose first inputs need none.
         activation_checkpointing_kwargs={"use_reentrant": False},
-        torch_compile=settings.get("compile", False),
+        torch_compile=settings.compile,
         seed=seed,
         data_seed=seed,
-        logging_steps=max(1, steps // REPORTS),
+        logging_steps=max(1, updates // REPORTS),
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,18 +14,10 @@ from transformers import PreTrainedModel
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import first_tensor
+from iskd.settings import ObjectiveSettings
 from iskd.training.processes import batch_mean
 
 Objective = Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor]
-
-
-class MixtureSpec(TypedDict):
-    """Weights of a mixture's terms (0 or more), and the temperature of its KL (above 0)."""
-
-    next_token: float
-    kl: float
-    temperature: float
-    hidden: float
 
 
 def next_token_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -58,7 +50,7 @@ class Mixture:
     batch to its device.
 
     Args:
-        spec: the weights and the temperature, all four keys.
+        settings: the weights of the terms (0 or more), and the temperature of KL (above 0).
         teacher: needed by ``kl`` and ``hidden``; of the student's vocabulary and, for
             ``hidden``, of its number of blocks and width.
         mask: hand the student an attention mask of ones, as the published code does. It changes
@@ -69,15 +61,19 @@ class Mixture:
     """
 
     def __init__(
-        self, spec: MixtureSpec, teacher: PreTrainedModel | None = None, *, mask: bool = False
+        self,
+        settings: ObjectiveSettings,
+        teacher: PreTrainedModel | None = None,
+        *,
+        mask: bool = False,
     ) -> None:
-        _check_spec(spec)
-        if teacher is None and (spec["kl"] or spec["hidden"]):
+        _check(settings)
+        if teacher is None and settings.needs_teacher:
             raise UserError(
                 "the objective's terms kl and hidden compare with a teacher, and there is none: "
                 "set both to 0 or name a teacher"
             )
-        self.spec = spec
+        self.settings = settings
         self.teacher = teacher
         self.mask = mask
         if teacher is not None:
@@ -91,64 +87,54 @@ class Mixture:
         Raises:
             UserError: the student's shape does not allow a term.
         """
-        ids, spec = batch["input_ids"], self.spec
+        ids, settings = batch["input_ids"], self.settings
         extra = {"attention_mask": torch.ones_like(ids)} if self.mask else {}
         target, wanted = self._ask_teacher(model, ids)
         found: list[torch.Tensor] = []
-        with _outputs(_blocks(_unwrapped(model)) if spec["hidden"] else [], found):
+        with _outputs(_blocks(_unwrapped(model)) if settings.hidden else [], found):
             logits = model(input_ids=ids, use_cache=False, **extra).logits
         terms: list[torch.Tensor] = []
-        if spec["next_token"]:
-            terms.append(spec["next_token"] * _cross_entropy(logits, ids))
+        if settings.next_token:
+            terms.append(settings.next_token * _cross_entropy(logits, ids))
         if target is not None:
-            terms.append(spec["kl"] * _divergence(logits, target, spec["temperature"]))
-        if spec["hidden"]:
+            terms.append(settings.kl * _divergence(logits, target, settings.temperature))
+        if settings.hidden:
             # One of several processes may hold a sequence that is not its own: see trainer.py.
             counted = int(batch["counted"]) if "counted" in batch else len(ids)
             gaps = [_gap(own, other, counted) for own, other in zip(found, wanted, strict=True)]
-            terms.append(spec["hidden"] * torch.stack(gaps).mean())
+            terms.append(settings.hidden * torch.stack(gaps).mean())
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
     def _ask_teacher(
         self, model: PreTrainedModel, ids: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Give the teacher's logits (for KL) and its blocks' outputs (for H), where needed."""
-        teacher, spec = self.teacher, self.spec
+        teacher, settings = self.teacher, self.settings
         wanted: list[torch.Tensor] = []
-        if teacher is None or not (spec["kl"] or spec["hidden"]):
+        if teacher is None or not settings.needs_teacher:
             return None, wanted
-        if spec["hidden"]:
+        if settings.hidden:
             _check_shapes(_unwrapped(model), teacher)
         teacher.to(ids.device)
         # Without the logits, their large matrix product is saved too.
-        run = teacher if spec["kl"] else teacher.base_model
+        run = teacher if settings.kl else teacher.base_model
         with (
             torch.inference_mode(),
             torch.autocast(ids.device.type, enabled=False),
-            _outputs(_blocks(teacher) if spec["hidden"] else [], wanted),
+            _outputs(_blocks(teacher) if settings.hidden else [], wanted),
         ):
             answer = run(input_ids=ids, use_cache=False)
-        return (answer.logits if spec["kl"] else None), wanted
+        return (answer.logits if settings.kl else None), wanted
 
 
-def make_objective(
-    spec: MixtureSpec, teacher: PreTrainedModel | None = None, *, mask: bool = False
-) -> Objective:
-    """Give the loss that a mixture's weights stand for; see ``Mixture``."""
-    return Mixture(spec, teacher, mask=mask)
-
-
-def _check_spec(spec: MixtureSpec) -> None:
-    keys = sorted(MixtureSpec.__annotations__)
-    if sorted(spec) != keys:
-        raise UserError(f"an objective has the keys {', '.join(keys)}, not {', '.join(spec)}")
-    values: dict[str, Any] = dict(spec)
-    for key, value in values.items():
+def _check(settings: ObjectiveSettings) -> None:
+    for key in ("next_token", "kl", "hidden", "temperature"):
+        value = getattr(settings, key)
         right = value > 0 if key == "temperature" else value >= 0
         if not (right and math.isfinite(value)):
             bound = "above 0" if key == "temperature" else "0 or more"
             raise UserError(f"the objective's {key} is {value}: give a number, {bound}")
-    if not (spec["next_token"] or spec["kl"] or spec["hidden"]):
+    if not (settings.next_token or settings.needs_teacher):
         raise UserError("all weights of the objective are 0: nothing would be trained")
 
 

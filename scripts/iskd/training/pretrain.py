@@ -1,50 +1,49 @@
 """Train a teacher from scratch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iskd.models.scratch import fresh_model, scratch_config
+from iskd.settings import TrainingSettings
 from iskd.training.loop import fine_tune
 from iskd.training.state import WorkFolder
 
 
 def pretrain(
-    blocks: torch.Tensor,
+    sequences: torch.Tensor,
     tokenizer: PreTrainedTokenizerBase,
-    spec: dict[str, Any],
+    architecture: Mapping[str, Any],
+    settings: TrainingSettings,
     *,
+    family: str,
+    seed: int,
     work: WorkFolder | None = None,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Train a decoder of the asked shape with AdamW.
+    """Train a decoder of the asked shape.
 
     Args:
-        blocks: token sequences, int (sequences, length).
+        sequences: tokens, int (sequences, length).
         tokenizer: the tokenizer they were made with.
-        spec: family, ``TeacherArchitecture`` and ``Pretraining`` sections of the config.
+        architecture: a ``TeacherArchitecture`` section of the config.
+        settings: how it is trained.
+        family: architecture family of the model.
+        seed: seed of its weights and of the order of its data.
         work: where the states of the run are kept.
 
     Returns:
         the teacher, and its training curve
     """
-    shape, settings = spec["architecture"], spec["pretraining"]
     config = scratch_config(
-        spec["family"],
-        shape,
+        family,
+        architecture,
         vocabulary=len(tokenizer),
-        positions=shape["positions"],
+        positions=architecture["positions"],
         end_token=tokenizer.eos_token_id,
-        dropout=shape["dropout"],
-        initializer_range=shape["initializer_range"],
+        dropout=architecture["dropout"],
+        initializer_range=architecture["initializer_range"],
     )
-    rate = settings["learning_rate"]
-    model = fresh_model(config, settings["seed"])
-    history = fine_tune(
-        model,
-        blocks,
-        {**settings, "optimizer": "adamw", "learning_rate": {"compact": rate, "rest": rate}},
-        seed=settings["seed"],
-        work=work,
-    )
-    return model, history
+    model = fresh_model(config, seed)
+    return model, fine_tune(model, sequences, settings, seed=seed, work=work)

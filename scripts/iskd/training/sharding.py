@@ -1,6 +1,6 @@
 """Train a model whose weights are split between processes (PyTorch's FSDP, its second version).
 
-Splitting changes a model for good: classes, parameters and their names' owners. So a twin is
+Splitting changes a model for good: classes, parameters and their names' owners. So a copy is
 trained, and the model takes over its weights in the end.
 """
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from iskd.models import family_of
 
 
-def twin_of(
+def copy_to_train(
     model: PreTrainedModel, groups: list[dict[str, Any]]
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """Copy a model to be trained in its place, where it is; the model itself makes room.
@@ -29,15 +29,15 @@ def twin_of(
     Returns:
         the copy, and the same groups of its parameters
     """
-    twin = copy.deepcopy(model)
-    own = dict(twin.named_parameters())
+    copied = copy.deepcopy(model)
+    own = dict(copied.named_parameters())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [
         {**group, "params": [own[names[id(parameter)]] for parameter in group["params"]]}
         for group in groups
     ]
     model.to("cpu")
-    return twin, groups
+    return copied, groups
 
 
 def split_by_block(model: PreTrainedModel, args: TrainingArguments) -> None:
@@ -60,13 +60,13 @@ def split_by_block(model: PreTrainedModel, args: TrainingArguments) -> None:
         PartialState().distributed_type = DistributedType.MULTI_GPU
 
 
-def take_over(model: PreTrainedModel, twin: nn.Module) -> None:
-    """Give a model the weights that its split twin has learnt: the whole of them.
+def take_over(model: PreTrainedModel, copied: nn.Module) -> None:
+    """Give a model the weights that its split copy has learnt: the whole of them.
 
     Only the first process has them then; what the others hold has shapes and no numbers.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(twin, options=options)
+    weights = get_model_state_dict(copied, options=options)
     if distributed.get_rank():
         model.to("meta")
     else:

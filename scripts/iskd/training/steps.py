@@ -1,12 +1,12 @@
 """Substitution and fine-tuning together: one step of ISKD, and all blocks at once."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from iskd.data.corpus import step_sequences
@@ -17,10 +17,16 @@ from iskd.models.initialisation import NEEDS_ACTIVATIONS
 from iskd.models.modeling.iskd_blocks import ChangedBlocks
 from iskd.models.recipes import Sizes
 from iskd.models.substitution import replace_block, replace_blocks
+from iskd.settings import (
+    AtOnceSettings,
+    ObjectiveSettings,
+    ReplacementSettings,
+    StepSettings,
+)
 from iskd.training.curve import joined
 from iskd.training.loop import fine_tune
-from iskd.training.objectives import Objective, make_objective, next_token_loss
-from iskd.training.optimizer import published_groups
+from iskd.training.objectives import Mixture, Objective, next_token_loss
+from iskd.training.optimizer import parameter_groups, published_groups
 from iskd.training.state import WorkFolder
 from iskd.training.theseus import StochasticBlocks
 from iskd.training.warm_start import warm_start
@@ -37,30 +43,26 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def objective_of(
-    spec: Mapping[str, Any], teacher: Callable[[], PreTrainedModel], *, mask: bool = False
+def make_objective(
+    settings: ObjectiveSettings, teacher: Callable[[], PreTrainedModel], *, mask: bool = False
 ) -> Objective:
     """Make the loss that an arm's section ``objective`` asks for.
 
     Args:
-        spec: the section; ``temperature`` may be left out where there is no ``kl``.
-        teacher: gives the teacher; is asked only where the objective listens to it.
+        settings: the section.
+        teacher: gives the teacher; called only where a term needs it.
         mask: hand the model a mask of ones, as the published code does.
     """
-    listened = teacher() if spec["kl"] or spec["hidden"] else None
-    precision = spec.get("teacher_precision", "float32")
-    if listened is not None and precision != "float32":
-        listened.to(getattr(torch, precision))
-    weights = {key: spec[key] for key in ("next_token", "kl", "hidden")}
-    return make_objective(
-        {**weights, "temperature": spec.get("temperature", 1.0)},  # type: ignore[typeddict-item]
-        listened,
-        mask=mask,
-    )
+    if not settings.needs_teacher:
+        return Mixture(settings, mask=mask)
+    frozen = teacher()
+    if settings.teacher_precision != "float32":
+        frozen.to(getattr(torch, settings.teacher_precision))
+    return Mixture(settings, frozen, mask=mask)
 
 
 def without_validation(
-    blocks: torch.Tensor, spec: Mapping[str, Any]
+    sequences: torch.Tensor, validation: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Part what is trained on from what a measured order is measured on.
 
@@ -68,28 +70,27 @@ def without_validation(
     shall see the tokens of such an arm.
 
     Args:
-        blocks: the corpus's sequences, int (sequences, length).
-        spec: ``validation`` says how many are set aside, from the end; left out, none.
+        sequences: of the corpus, int (sequences, length).
+        validation: how many are set aside, from the end.
 
     Raises:
         UserError: nothing is left to train on.
     """
-    count = spec.get("validation", 0)
-    if count >= len(blocks):
+    if validation >= len(sequences):
         raise UserError(
-            f"validation takes {count} sequences, the corpus has {len(blocks)}; lower validation "
-            f"or give more text"
+            f"validation takes {validation} sequences, the corpus has {len(sequences)}; lower "
+            f"validation or give more text"
         )
-    kept = len(blocks) - count
-    return blocks[:kept], blocks[kept:]
+    kept = len(sequences) - validation
+    return sequences[:kept], sequences[kept:]
 
 
 def substitute_block(
     previous: PreTrainedModel,
     teacher: Callable[[], PreTrainedModel],
     sizes: Sizes,
-    blocks: torch.Tensor,
-    spec: Mapping[str, Any],
+    corpus: torch.Tensor,
+    settings: StepSettings,
     *,
     step: int,
     seed: int,
@@ -99,42 +100,40 @@ def substitute_block(
 
     Args:
         previous: the model of the step before.
-        teacher: gives the teacher, when it is listened to.
-        sizes: of the new block.
-        blocks: the corpus's sequences, int (sequences, length).
-        spec: what ``StudyPlan.substitution_spec`` gave.
+        teacher: gives the teacher, where something compares with it.
+        sizes: of the compact block.
+        corpus: its sequences, int (sequences, length).
+        settings: what the step is asked.
         step: number of the step, from 1.
         seed: seed of the run; each step draws numbers of its own.
         work: where the states of the fine-tuning are kept.
     """
     own_seed = seed * 1000 + step
     facts: dict[str, Any] = {}
-    blocks, validation = without_validation(blocks, spec)
-    sequences = step_sequences(
-        blocks, spec["training"]["sequences"], seed=seed, first=step, last=step
-    )
-    index = spec["block"]
+    training = settings.training
+    corpus, validation = without_validation(corpus, settings.validation)
+    sequences = step_sequences(corpus, training.sequences, seed=seed, first=step, last=step)
+    index = settings.block
     if index is None:
-        index, facts["loss_if_replaced"] = _measure(
-            previous, teacher, sizes, sequences, spec, validation=validation, seed=own_seed
+        index, facts["loss_if_replaced"] = _measure_order(
+            previous, teacher, sizes, sequences, settings, validation=validation, seed=own_seed
         )
-    calls = _calls(teacher, [index], sequences, spec)
+    calls = _calls(teacher, [index], sequences, settings)
     model, block = replace_block(
-        previous, index, sizes, spec["initialisation"], own_seed, calls=calls[index]
+        previous, index, sizes, settings.start.initialisation, own_seed, calls=calls[index]
     )
-    head, sequences = _share(sequences, spec["warm_start"])
+    head, sequences = _share(sequences, settings.warm_start)
     warm: list[dict[str, Any]] = []
     if len(head):
-        warm = warm_start(block, teacher(), index, head, spec["training"], seed=own_seed)
-    published = spec["as_published"]
+        warm = warm_start(block, teacher(), index, head, training, seed=own_seed)
     history = fine_tune(
         model,
         sequences,
-        spec["training"],
+        training,
         seed=own_seed,
-        new=[block],
-        objective=objective_of(spec["objective"], teacher, mask=published),
-        groups=_published_groups(model, index, spec["training"]) if published else None,
+        compact=[block],
+        objective=make_objective(settings.objective, teacher, mask=settings.as_published),
+        grouping=published_groups if settings.as_published else parameter_groups,
         work=work,
     )
     facts |= {"block": index, "parameters": model.num_parameters()}
@@ -144,8 +143,8 @@ def substitute_block(
 def substitute_at_once(
     teacher: Callable[[], PreTrainedModel],
     sizes: Sizes,
-    blocks: torch.Tensor,
-    spec: Mapping[str, Any],
+    corpus: torch.Tensor,
+    settings: AtOnceSettings,
     *,
     step: int,
     seed: int,
@@ -153,54 +152,52 @@ def substitute_at_once(
 ) -> Outcome:
     """Replace all blocks at once, then fine-tune on the tokens of as many steps.
 
-    With ``first`` and ``curriculum`` in the spec the replacement is stochastic at first
+    With ``first`` and ``curriculum`` in the settings the replacement is stochastic at first
     (BERT-of-Theseus, arXiv 2002.02925).
 
     Args:
         teacher: gives a fresh copy of the teacher.
-        sizes: of the new blocks.
-        blocks: the corpus's sequences, int (sequences, length).
-        spec: what ``StudyPlan.baseline_spec`` gave.
+        sizes: of the compact blocks.
+        corpus: its sequences, int (sequences, length).
+        settings: what the job is asked.
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
         work: where the states of the fine-tuning are kept.
     """
-    blocks, _ = without_validation(blocks, spec)
-    sequences = step_sequences(blocks, spec["training"]["sequences"], seed=seed, first=1, last=step)
-    whole, indices = teacher(), spec["replaced"]
-    calls = _calls(teacher, indices, sequences, spec)
-    model, new = replace_blocks(
-        whole, dict.fromkeys(indices, sizes), spec["initialisation"], seed, calls=calls
+    training, indices = settings.training, settings.blocks
+    corpus, _ = without_validation(corpus, settings.validation)
+    sequences = step_sequences(corpus, training.sequences, seed=seed, first=1, last=step)
+    whole = teacher()
+    calls = _calls(teacher, indices, sequences, settings)
+    model, compact = replace_blocks(
+        whole, dict.fromkeys(indices, sizes), settings.start.initialisation, seed, calls=calls
     )
     originals = {index: family_of(whole.config).blocks(whole)[index] for index in indices}
-    head, sequences = _share(sequences, spec["warm_start"])
+    head, sequences = _share(sequences, settings.warm_start)
     phases = []
     for index, part in zip(indices, head.tensor_split(len(indices)), strict=True):
         if len(part):
             phases.append(
-                warm_start(new[index], teacher(), index, part, spec["training"], seed=seed + index)
+                warm_start(compact[index], teacher(), index, part, training, seed=seed + index)
             )
-    objective = objective_of(spec["objective"], teacher)
-
-    def tune(on_step: Any = None) -> list[dict[str, Any]]:
-        return fine_tune(
+    objective = make_objective(settings.objective, teacher)
+    with ExitStack() as stack:
+        on_update = None
+        if settings.first is not None and settings.curriculum is not None:
+            replacement = StochasticBlocks(
+                model, originals, first=settings.first, curriculum=settings.curriculum, seed=seed
+            )
+            on_update = stack.enter_context(replacement).draw
+        history = fine_tune(
             model,
             sequences,
-            spec["training"],
+            training,
             seed=seed,
-            new=list(new.values()),
+            compact=list(compact.values()),
             objective=objective,
-            on_step=on_step,
+            on_update=on_update,
             work=work,
         )
-
-    if "curriculum" in spec:
-        with StochasticBlocks(
-            model, originals, first=spec["first"], curriculum=spec["curriculum"], seed=seed
-        ) as replacement:
-            history = tune(replacement.step)
-    else:
-        history = tune()
     facts = {"blocks": indices, "parameters": model.num_parameters()}
     return Outcome(model, joined(*phases, history), facts)
 
@@ -209,14 +206,15 @@ def _calls(
     teacher: Callable[[], PreTrainedModel],
     indices: Sequence[int],
     sequences: torch.Tensor,
-    spec: Mapping[str, Any],
+    settings: ReplacementSettings,
 ) -> dict[int, list[BlockCall]]:
-    """Listen to the teacher's blocks where the new ones' start is fitted to them."""
-    if spec["initialisation"] not in NEEDS_ACTIVATIONS:
+    """Record the calls of the teacher's blocks where the compact ones' start is fitted to them."""
+    if settings.start.initialisation not in NEEDS_ACTIVATIONS:
         return {index: [] for index in indices}
-    size = spec["training"]["batch_size"]
-    heard = list(all_calls(teacher(), indices, sequences[: spec["calibration"]], size))
-    return {index: [calls[index] for calls in heard] for index in indices}
+    size = settings.training.batch_size
+    calibration = sequences[: settings.start.calibration]
+    recorded = list(all_calls(teacher(), indices, calibration, size))
+    return {index: [calls[index] for calls in recorded] for index in indices}
 
 
 def _share(sequences: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -229,12 +227,12 @@ def _share(sequences: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.T
     return sequences[:count], sequences[count:]
 
 
-def _measure(
+def _measure_order(
     model: PreTrainedModel,
     teacher: Callable[[], PreTrainedModel],
     sizes: Sizes,
     sequences: torch.Tensor,
-    spec: Mapping[str, Any],
+    settings: StepSettings,
     *,
     validation: torch.Tensor,
     seed: int,
@@ -247,13 +245,13 @@ def _measure(
     changed = ChangedBlocks.of(model.config)
     done = {*changed.compact, *changed.narrow}
     left = [i for i in range(model.config.num_hidden_layers) if i not in done]
-    calls = _calls(teacher, left, sequences, spec)
+    calls = _calls(teacher, left, sequences, settings)
     losses: dict[int, float] = {}
     for index in left:
-        tried, _ = replace_block(
-            model, index, sizes, spec["initialisation"], seed, calls=calls[index]
+        trial, _ = replace_block(
+            model, index, sizes, settings.start.initialisation, seed, calls=calls[index]
         )
-        losses[index] = _mean_loss(tried, validation, spec["training"]["batch_size"])
+        losses[index] = _mean_loss(trial, validation, settings.training.batch_size)
         log.info("block %d replaced: loss %.4f", index, losses[index])
     best = min(left, key=lambda index: (losses[index], index))
     return best, {str(index): loss for index, loss in losses.items()}
@@ -267,16 +265,3 @@ def _mean_loss(model: PreTrainedModel, sequences: torch.Tensor, size: int) -> fl
         for part in sequences.split(size)
     )
     return total / len(sequences)
-
-
-def _published_groups(
-    model: nn.Module, index: int, training: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    assert isinstance(model, PreTrainedModel)  # noqa: S101 - narrows the type
-    return published_groups(
-        model,
-        f"{family_of(model.config).adapter.blocks_path}.{index}",
-        rate_new=training["learning_rate"]["compact"],
-        rate_rest=training["learning_rate"]["rest"],
-        weight_decay=training["weight_decay"],
-    )

@@ -21,7 +21,7 @@ class StochasticBlocks:
     share of the steps and then stays 1; otherwise the original is. One draw goes for the whole
     step, so that accumulated batches and the second forward of gradient checkpointing agree.
 
-    Use it as a context, and give its ``step`` to ``fine_tune`` as ``on_step``. While the context
+    Use it as a context, and give its ``draw`` to ``fine_tune`` as ``on_update``. While the context
     is open the compact blocks stay where they are, under their names: only their ``forward`` is
     diverted. So parameters, optimiser groups, saved states, forward hooks and whatever the model
     reads from a block are those of the compact block alone, and nothing is left to be undone in
@@ -67,8 +67,8 @@ class StochasticBlocks:
         rising = self.curriculum * total
         return 1.0 if step >= rising else self.first + (1 - self.first) * step / rising
 
-    def step(self, step: int, total: int) -> tuple[bool, ...]:
-        """Draw for one optimiser step (from 0) which blocks are the compact ones.
+    def draw(self, update: int, total: int) -> tuple[bool, ...]:
+        """Draw for one optimiser update (from 0) which blocks are the compact ones.
 
         Returns:
             whether each one is, by rising index
@@ -76,8 +76,8 @@ class StochasticBlocks:
         if len(self._draws) != total:
             generator = torch.Generator().manual_seed(self.seed % 2**63)
             self._draws = torch.rand(total, len(self._pairs), generator=generator)
-        chance = self.probability(step, total)
-        self._compact = [draw < chance for draw in self._draws[step].tolist()]
+        chance = self.probability(update, total)
+        self._compact = [number < chance for number in self._draws[update].tolist()]
         return tuple(self._compact)
 
     def __enter__(self) -> Self:

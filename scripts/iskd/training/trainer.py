@@ -15,17 +15,17 @@ from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.processes import World, mean, share, world
 
 
-class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
+class TokenSequences(Dataset[dict[str, torch.Tensor]]):
     """Token sequences of one length as a data set; draws nothing at random itself."""
 
-    def __init__(self, blocks: torch.Tensor) -> None:
-        self.blocks = blocks
+    def __init__(self, sequences: torch.Tensor) -> None:
+        self.sequences = sequences
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return len(self.sequences)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.blocks[index].long()}
+        return {"input_ids": self.sequences[index].long()}
 
 
 class _Shares(BatchSampler):
@@ -61,11 +61,13 @@ class ObjectiveTrainer(Trainer):
         cls,
         model: PreTrainedModel,
         args: TrainingArguments,
-        blocks: torch.Tensor,
+        sequences: torch.Tensor,
         reporter: Reporter,
     ) -> "ObjectiveTrainer":
         """Make one that reports to our own log instead of printing."""
-        made = cls(model=model, args=args, train_dataset=TokenBlocks(blocks), callbacks=[reporter])
+        made = cls(
+            model=model, args=args, train_dataset=TokenSequences(sequences), callbacks=[reporter]
+        )
         made.reporter = reporter
         made.remove_callback(_printer())
         return made

@@ -1,4 +1,4 @@
-"""Block-local warm start: a new block first learns what the replaced one does."""
+"""Block-local warm start: a compact block first learns what the replaced one does."""
 
 import logging
 import math
@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import BlockCall, block_calls, first_tensor
+from iskd.settings import TrainingSettings
 from iskd.training.curve import REPORTS, check_finite
 from iskd.training.flops import count_flops
 from iskd.training.loop import check_length, make_deterministic
@@ -21,7 +22,7 @@ from iskd.training.optimizer import make_optimizer, parameter_groups
 
 log = logging.getLogger("iskd.training")
 
-# Share of the steps in which the learning rate rises; then it falls along half a cosine to 0.
+# Share of the updates in which the learning rate rises; then it falls along half a cosine to 0.
 WARM_UP = 0.05
 
 
@@ -29,12 +30,12 @@ def warm_start(
     block: nn.Module,
     teacher: PreTrainedModel,
     index: int,
-    blocks: torch.Tensor,
-    settings: dict[str, Any],
+    sequences: torch.Tensor,
+    settings: TrainingSettings,
     *,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Train a new block, in place, to reproduce the output of the teacher's block ``index``.
+    """Train a compact block, in place, to reproduce the output of the teacher's block ``index``.
 
     The block is called as the teacher calls its own, on the teacher's activations, so it can be
     trained without the model around it. loss = mean (block(x) - y)^2 / mean (y - x)^2 with x and
@@ -43,13 +44,13 @@ def warm_start(
     the normaliser ours.
 
     Args:
-        block: the new block; only its own parameters are trained.
+        block: the compact block; only its own parameters are trained.
         teacher: the model whose block is learnt; left as it was but for its device, which
-            becomes the new block's.
+            becomes the compact block's.
         index: which of the teacher's blocks.
-        blocks: token sequences, int (sequences, length).
-        settings: a ``Training`` section of the config, as a dict. Of it epochs, batch size, the
-            high learning rate, optimiser, weight decay, beta2, clip and precision count.
+        sequences: tokens, int (sequences, length).
+        settings: of them epochs, batch size, the high learning rate, optimiser, weight decay,
+            beta2, clip and precision count.
         seed: seed of the data's order and of dropout.
 
     Returns:
@@ -60,7 +61,7 @@ def warm_start(
         UserError: the teacher has no such block or takes no sequences so long, or the training
             diverges.
     """
-    check_length(teacher, blocks)
+    check_length(teacher, sequences)
     whole = family_of(teacher.config).blocks(teacher)
     if not 0 <= index < len(whole):
         raise UserError(f"block {index} does not exist: the model has blocks 0 to {len(whole) - 1}")
@@ -68,34 +69,24 @@ def warm_start(
     make_deterministic(seed)
     like = next(block.parameters())
     teacher.to(like.device)
-    size, rate = settings["batch_size"], settings["learning_rate"]["compact"]
+    rate = settings.learning_rate.compact
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(
-        settings["optimizer"],
-        parameter_groups(
-            block,
-            [block],
-            rate_new=rate,
-            rate_rest=rate,
-            weight_decay=settings["weight_decay"],
-        ),
-        beta2=settings["beta2"],
-    )
-    batches = _batches(len(blocks), size, settings["epochs"], seed)
-    steps = len(batches)
-    autocast = settings["precision"] == "bfloat16"
+    optimizer = make_optimizer(parameter_groups(block, [block], settings), settings)
+    batches = _batches(len(sequences), settings.batch_size, settings.epochs, seed)
+    updates = len(batches)
+    autocast = settings.precision == "bfloat16"
     modes = [(module, module.training) for module in (*teacher.modules(), *block.modules())]
     teacher.eval()
     block.train()
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         with torch.autocast(like.device.type, enabled=False):
-            asked = block_calls(teacher, [index], ids.long().to(like.device))
-        call = _adapted(asked[index], like)
+            calls = block_calls(teacher, [index], ids.long().to(like.device))
+        call = _adapted(calls[index], like)
         with torch.autocast(like.device.type, torch.bfloat16, enabled=autocast):
-            found = first_tensor(block(call.hidden, *call.args, **call.kwargs))
+            output = first_tensor(block(call.hidden, *call.args, **call.kwargs))
         wanted, before = call.output.float(), call.hidden.float()
-        error = (found.float() - wanted).square().mean()
+        error = (output.float() - wanted).square().mean()
         # A block that does nothing at all would divide by zero.
         moved = (wanted - before).square().mean().clamp_min(torch.finfo(torch.float32).tiny)
         return error / moved
@@ -103,38 +94,38 @@ def warm_start(
     history: list[dict[str, Any]] = []
     started, flops, seen, recent = time.monotonic(), 0, 0, []
     try:
-        per_sequence = count_flops(lambda: loss_of(blocks[:1]), trained)
-        for step, (batch, factor) in enumerate(zip(batches, _factors(steps), strict=True), 1):
+        per_sequence = count_flops(lambda: loss_of(sequences[:1]), trained)
+        for update, (batch, factor) in enumerate(zip(batches, _factors(updates), strict=True), 1):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.zero_grad()
-            loss = loss_of(blocks[batch])
+            loss = loss_of(sequences[batch])
             loss.backward()
-            if settings["clip"]:
-                nn.utils.clip_grad_norm_(trained, settings["clip"])
+            if settings.clip:
+                nn.utils.clip_grad_norm_(trained, settings.clip)
             optimizer.step()
             flops += per_sequence * len(batch)
             seen += len(batch)
             recent.append(loss.detach())
-            if step % max(1, steps // REPORTS) == 0 or step == steps:
+            if update % max(1, updates // REPORTS) == 0 or update == updates:
                 history.append(
                     {
                         "phase": "warm_start",
-                        "step": step,
-                        "tokens": seen * blocks.shape[1],
+                        "step": update,
+                        "tokens": seen * sequences.shape[1],
                         "loss": torch.stack(recent).mean().item(),
                         "learning_rate": rate * factor,
                         "flops": flops,
                     }
                 )
-                check_finite(history[-1]["loss"], step, steps)
+                check_finite(history[-1]["loss"], update, updates)
                 recent.clear()
                 log.info(
                     "warm start, step %d of %d, loss %.4f, about %.0f s left",
-                    step,
-                    steps,
+                    update,
+                    updates,
                     history[-1]["loss"],
-                    (time.monotonic() - started) / step * (steps - step),
+                    (time.monotonic() - started) / update * (updates - update),
                 )
     finally:
         optimizer.zero_grad()
@@ -144,20 +135,20 @@ def warm_start(
 
 
 def _batches(count: int, size: int, epochs: int, seed: int) -> list[torch.Tensor]:
-    """Draw which sequences each step sees: all in every epoch, each time in a new order."""
+    """Draw which sequences each update sees: all in every epoch, each time in a new order."""
     draw = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(count, generator=draw) for _ in range(epochs)]
     return [batch for order in orders for batch in order.split(size)]
 
 
-def _factors(steps: int) -> Iterator[float]:
-    """Give what the learning rate is multiplied by, step by step: never 0, once 1."""
-    rising = max(1, math.ceil(WARM_UP * steps))
-    for step in range(1, steps + 1):
-        if step <= rising:
-            yield step / rising
+def _factors(updates: int) -> Iterator[float]:
+    """Give what the learning rate is multiplied by, update by update: never 0, once 1."""
+    rising = max(1, math.ceil(WARM_UP * updates))
+    for update in range(1, updates + 1):
+        if update <= rising:
+            yield update / rising
         else:
-            yield (1 + math.cos(math.pi * (step - rising) / (steps + 1 - rising))) / 2
+            yield (1 + math.cos(math.pi * (update - rising) / (updates + 1 - rising))) / 2
 
 
 def _adapted(call: BlockCall, like: torch.Tensor) -> BlockCall:

@@ -1,4 +1,4 @@
-"""What the jobs of a study are asked; those that train, in :mod:`iskd.config.study_training`.
+"""What the jobs of a study are asked, but for those that train: :mod:`iskd.plan.trainings`.
 
 Everything here is known before the run, so the rule graph needs no Snakemake checkpoint. A job's
 parameters hold exactly what its result depends on: Snakemake reruns a job when they change.
@@ -17,15 +17,14 @@ from iskd.config.schema import (
     HubTeacher,
     HubText,
     LmEvalTask,
-    PretrainedHere,
+    Study,
     ToyCorpus,
     ToyText,
 )
-from iskd.config.study_models import ModelId
-from iskd.config.study_training import StudyTrainings
 from iskd.evaluation.catalogue import find_task, hub_rows
 from iskd.evaluation.kinds import KINDS
 from iskd.evaluation.results import TEACHER_ARM
+from iskd.plan.models import ModelId, StudyModels
 
 ACCURACIES = ("acc", "acc_norm", "exact_match")
 """Metrics of which it is known which items were right."""
@@ -34,8 +33,19 @@ HELDOUT = "heldout"
 """The name of the corpus's own held-out text."""
 
 
-class StudyPlan(StudyTrainings):
-    """The jobs of a study, derived from its config."""
+class StudyJobs:
+    """What the jobs of a study are asked that prepare, evaluate, collect and report.
+
+    Each method gives the named parameters of one rule.
+
+    Args:
+        study: the checked config.
+        models: the study's models.
+    """
+
+    def __init__(self, study: Study, models: StudyModels) -> None:
+        self.study = study
+        self.models = models
 
     def recorded_config(self) -> str:
         """Give the whole config with its defaults, but for what decides on no result, as YAML.
@@ -64,7 +74,7 @@ class StudyPlan(StudyTrainings):
         settings = self.study.tasks[task]
         return settings.fewshot if isinstance(settings, LmEvalTask) else 0
 
-    def download_spec(self, task: str) -> dict[str, Any]:
+    def download(self, task: str) -> dict[str, Any]:
         """Parameters of ``download_task``: where the rows lie, and examples if there are any."""
         settings = self.study.tasks[task]
         if isinstance(settings, HubTask):
@@ -81,7 +91,7 @@ class StudyPlan(StudyTrainings):
             "examples": described.fewshot_split if self.fewshot(task) else None,
         }
 
-    def rows_spec(self, task: str) -> dict[str, Any]:
+    def rows(self, task: str) -> dict[str, Any]:
         """Parameters of ``prepare_task``."""
         settings = self.study.tasks[task]
         return {
@@ -100,12 +110,12 @@ class StudyPlan(StudyTrainings):
         """List the teachers that are fetched from the hub."""
         return [n for n, teacher in self.study.teachers.items() if isinstance(teacher, HubTeacher)]
 
-    def import_spec(self, teacher: str) -> dict[str, Any]:
+    def import_model(self, teacher: str) -> dict[str, Any]:
         """Parameters of ``import_model``; the precision only counts where weights are unpacked."""
         settings = self.study.teachers[teacher]
         assert isinstance(settings, FolderTeacher)  # noqa: S101 - the rule takes only these
-        kept = {"folder", "gguf", "family", "blocks"}
-        return settings.model_dump(include=kept | ({"save_precision"} if settings.gguf else set()))
+        params = settings.model_dump(include={"folder", "gguf", "family", "blocks"})
+        return params | {"save_precision": settings.save_precision if settings.gguf else None}
 
     def hub_arms(self) -> list[str]:
         """List the arms that are finished models of the hub."""
@@ -117,7 +127,7 @@ class StudyPlan(StudyTrainings):
         """List the texts that the loss is measured on: the corpus's own, and those beside it."""
         return [HELDOUT, *self.study.texts]
 
-    def text_spec(self, text: str) -> dict[str, Any]:
+    def text(self, text: str) -> dict[str, Any]:
         """Parameters of ``prepare_text``."""
         settings = self.study.texts[text]
         rows = None if isinstance(settings, ToyText) else settings.rows
@@ -129,23 +139,25 @@ class StudyPlan(StudyTrainings):
 
     # --- evaluation and paper ---------------------------------------------------------------
 
-    def tokenizer_spec(self, teacher: str) -> dict[str, Any]:
+    def tokenizer(self, teacher: str) -> dict[str, Any]:
         """Parameters of ``train_tokenizer``."""
-        shape = self._pretrained(teacher).architecture
+        shape = self.models.pretrained(teacher).architecture
         return {"vocabulary": shape.vocabulary, "positions": shape.positions}
 
-    def evaluation_spec(self, task: str) -> dict[str, Any]:
+    def evaluation(self, task: str) -> dict[str, Any]:
         """Parameters of ``evaluate``."""
         return {
-            "kind": self.kind(task),
-            "stock": self.is_stock(task),
-            "fewshot": self.fewshot(task),
+            "task": {
+                "kind": self.kind(task),
+                "stock": self.is_stock(task),
+                "fewshot": self.fewshot(task),
+            },
             # Of the draw of examples; the rows are drawn by then.
             "seed": self.study.tasks[task].seed if self.fewshot(task) else 0,
-            **self.heldout_spec(),
+            **self.heldout(),
         }
 
-    def heldout_spec(self) -> dict[str, Any]:
+    def heldout(self) -> dict[str, Any]:
         """Parameters of ``evaluate_heldout``."""
         return self.study.evaluation.model_dump(include={"batch_size", "precision"})
 
@@ -165,64 +177,60 @@ class StudyPlan(StudyTrainings):
         """List the models as given, and each arm's first one at the headline step."""
         first = (None, self.study.seeds[0])
         return [
-            m for m in self.models() if m.step in (0, self.headline(m.teacher)) and m.seed in first
+            model
+            for model in self.models.evaluated()
+            if model.step in (0, self.models.headline(model.teacher)) and model.seed in first
         ]
 
-    def efficiency_spec(self) -> dict[str, Any]:
+    def efficiency(self) -> dict[str, Any]:
         """Parameters of ``measure_efficiency``; its seed is a parameter of its own."""
         assert self.study.evaluation.efficiency is not None  # noqa: S101 - else no such job
         return {
-            **self.study.evaluation.efficiency.model_dump(exclude={"seed"}),
+            "load": self.study.evaluation.efficiency.model_dump(exclude={"seed"}),
             "precision": self.study.evaluation.precision,
         }
 
-    def measurement_spec(self) -> dict[str, Any]:
+    def measurements(self) -> dict[str, Any]:
         """Parameters of ``collect_measurements``: what each collected file is about."""
-        models = self.models()
+        models = self.models.evaluated()
         return {
             "study": self.study.study,
             "repeats": [asdict(model) for model in self.measured()],
-            "trained": [asdict(model) for model in self.all_trained()],
+            "trained": [asdict(model) for model in self.models.all_trained()],
             "evaluated": [
                 asdict(model) for model in models for _ in (*self.study.tasks, *self.text_names())
             ],
-            "chained": list(self.iskd_arms()),
+            "chained": list(self.models.iskd_arms()),
         }
 
-    def all_trained(self) -> list[ModelId]:
-        """List every model that is trained here, teachers included."""
-        teachers = self.study.teachers.items()
-        here = [name for name, teacher in teachers if isinstance(teacher, PretrainedHere)]
-        return [*(self.teacher_model(name) for name in here), *self.trained()]
-
-    def generation_spec(self) -> dict[str, Any]:
+    def generation(self) -> dict[str, Any]:
         """Parameters of ``generate``; its seed is a parameter of its own."""
         assert self.study.generation is not None  # noqa: S101 - else there is no such job
         return {
-            **self.study.generation.model_dump(exclude={"seed"}),
+            "sampling": self.study.generation.model_dump(exclude={"seed"}),
             "precision": self.study.evaluation.precision,
         }
 
-    def overlap_spec(self) -> dict[str, Any]:
+    def overlap(self) -> dict[str, Any]:
         """Parameters of ``measure_overlap``."""
         return {"n": self.study.overlap.n}
 
-    def collection_spec(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Parameters of ``collect_metrics``: what each collected file is about, in their order."""
-        models = [asdict(model) for model in self.models()]
+        models = [asdict(model) for model in self.models.evaluated()]
         return {
             "study": self.study.study,
             "evaluations": [{**m, "task": task} for m in models for task in self.study.tasks],
             "heldout": [{**m, "text": text} for m in models for text in self.text_names()],
             "generations": [asdict(model) for model in self.generating()],
             "overlaps": [{"task": task} for task in self.study.tasks],
-            "substitutions": [asdict(model) for model in self.substituted()],
+            "substitutions": [asdict(model) for model in self.models.substituted()],
             "bootstrap": self.study.evaluation.bootstrap.model_dump(),
-            "histories": [asdict(model) for model in self.trained()],
-            "chained": list(self.iskd_arms()),
+            "histories": [asdict(model) for model in self.models.trained()],
+            "chained": list(self.models.iskd_arms()),
         }
 
-    def reporting_spec(self) -> dict[str, Any]:
+    def reporting(self) -> dict[str, Any]:
         """Parameters of figures and tables: the metric to quote per task."""
         return {
             "study": self.study.study,
@@ -230,22 +238,22 @@ class StudyPlan(StudyTrainings):
             "claims": [claim.model_dump() for claim in self.study.claims],
         }
 
-    def curves_spec(self) -> dict[str, Any]:
+    def curves(self) -> dict[str, Any]:
         """Parameters of ``figure_training``: what each history is about."""
         return {
-            "histories": [asdict(model) for model in self.trained()],
-            "chained": list(self.iskd_arms()),
+            "histories": [asdict(model) for model in self.models.trained()],
+            "chained": list(self.models.iskd_arms()),
         }
 
-    def numbers_spec(self) -> dict[str, Any]:
+    def numbers(self) -> dict[str, Any]:
         """Parameters of ``paper_numbers`` and ``paper_measured_numbers``."""
-        return {"study": self.study.study, "headline_step": self.headline_steps()}
+        return {"study": self.study.study, "headline_step": self.models.headline_steps()}
 
-    def summary_spec(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Parameters of ``summarize``."""
         return {
-            **self.reporting_spec(),
-            "headline_step": self.headline_steps(),
+            **self.reporting(),
+            "headline_step": self.models.headline_steps(),
             "seeds": self.study.seeds,
             "corpus": self.corpus_in_words(),
         }
@@ -262,15 +270,17 @@ class StudyPlan(StudyTrainings):
     def carded(self) -> list[ModelId]:
         """List the models that get a card: each arm's, of every seed, at the headline step."""
         return [
-            m for m in self.models() if m.seed is not None and m.step == self.headline(m.teacher)
+            model
+            for model in self.models.evaluated()
+            if model.seed is not None and model.step == self.models.headline(model.teacher)
         ]
 
-    def card_spec(self, model: str) -> dict[str, Any]:
+    def card(self, model: str) -> dict[str, Any]:
         """Parameters of ``model_card``."""
         about = ModelId.parse(model)
         teacher, corpus = self.study.teachers[about.teacher], self.study.corpus
         return {
-            **self.reporting_spec(),
+            **self.reporting(),
             "model": asdict(about),
             "method": self.study.arms[about.arm].method,
             "base_model": teacher.model if isinstance(teacher, HubTeacher) else None,
@@ -280,11 +290,12 @@ class StudyPlan(StudyTrainings):
 
     def has_figure(self, teacher: str, figure: str) -> bool:
         """Tell whether a study has what one of a teacher's figures shows."""
-        models = [model for model in self.models() if model.teacher == teacher]
+        models = [model for model in self.models.evaluated() if model.teacher == teacher]
         if figure == "training":
-            return any(model.teacher == teacher for model in self.trained())
+            return any(model.teacher == teacher for model in self.models.trained())
         if figure == "order":
-            steps = {(m.arm, m.seed, m.step) for m in self.substituted() if m.teacher == teacher}
+            substituted = [m for m in self.models.substituted() if m.teacher == teacher]
+            steps = {(m.arm, m.seed, m.step) for m in substituted}
             return any(step == 1 or (arm, seed, step - 1) in steps for arm, seed, step in steps)
         if figure == "flips":
             compared = any(model.arm != TEACHER_ARM for model in models)
@@ -301,15 +312,3 @@ class StudyPlan(StudyTrainings):
             assert metric is not None  # noqa: S101 - checked with the config
             return metric
         return KINDS[kind].headline
-
-    def ablation_spec(self) -> dict[str, Any]:
-        """Parameters of ``table_ablation``: the first iskd arm's gap is the measure."""
-        return {
-            **self.reporting_spec(),
-            "headline_step": self.headline_steps(),
-            "baseline": next(self.iskd_arms(), None),
-        }
-
-    def headline_steps(self) -> dict[str, int]:
-        """Give the step the tables report, per teacher."""
-        return {teacher: self.headline(teacher) for teacher in self.study.teachers}

@@ -1,6 +1,6 @@
 """Draw the rule graph in workflow/documentation.md, as Snakemake derives it from the paper's study.
 
-``python workflow/rulegraph.py`` writes it, ``--check`` only says whether it is up to date (exit
+``python tools/rulegraph.py`` writes it, ``--check`` only says whether it is up to date (exit
 code 1 if not). What obscures is left out: rules with the same neighbours share a box, arrows that a
 longer way says already go, and so does the target.
 """

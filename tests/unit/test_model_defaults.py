@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iskd.config import complete, load_study
+from iskd.config.model_defaults import fill_in, fill_in_from, middle_out
 from iskd.config.schema import FolderTeacher, HubTeacher
-from iskd.config.shapes import fill_in, fill_in_from, middle_out
 from iskd.data import hub
 from iskd.errors import UserError
 

@@ -1,6 +1,6 @@
 """Print what each job of a study is asked, as Snakemake derives it from the config: one JSON list.
 
-``python workflow/plan.py CONFIG``, in an empty folder: nothing is read but the workflow and the
+``python tools/plan.py CONFIG``, in an empty folder: nothing is read but the workflow and the
 config, so that whoever checks results learns what must be there without asking the results.
 """
 
@@ -20,7 +20,7 @@ from snakemake.settings.types import (
 )
 
 # Parameters that say how a job is tracked; its statement has them outside of the parameters.
-TRACKING = ("code", "seed")
+TRACKING = ("code", "script", "seed")
 
 
 def planned(config: Path) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def planned(config: Path) -> list[dict[str, Any]]:
             resource_settings=ResourceSettings(cores=1),
             config_settings=ConfigSettings(configfiles=[config]),
             storage_settings=StorageSettings(),
-            snakefile=Path(__file__).with_name("Snakefile"),
+            snakefile=Path(__file__).parents[1] / "workflow" / "Snakefile",
         )
         workflow.dag(dag_settings=DAGSettings(forceall=True))
         # What `snakemake --dag` does before it prints.

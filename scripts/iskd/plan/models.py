@@ -69,7 +69,7 @@ class StudyModels:
     def __init__(self, study: Study) -> None:
         self.study = study
 
-    def models(self) -> list[ModelId]:
+    def evaluated(self) -> list[ModelId]:
         """List every model that is evaluated, teachers first."""
         found: list[ModelId] = []
         for teacher in self.study.teachers:
@@ -96,9 +96,15 @@ class StudyModels:
             for step in self.arm_steps(teacher, arm)
         ]
 
+    def all_trained(self) -> list[ModelId]:
+        """List every model that is trained here, teachers included."""
+        teachers = self.study.teachers.items()
+        here = [name for name, teacher in teachers if isinstance(teacher, PretrainedHere)]
+        return [*(self.teacher_model(name) for name in here), *self.trained()]
+
     def substituted(self) -> list[ModelId]:
         """List the evaluated models that one more block was replaced in."""
-        return [model for model in self.models() if self.producer(model) == "substitute_block"]
+        return [model for model in self.evaluated() if self.producer(model) == "substitute_block"]
 
     def arm_steps(self, teacher: str, arm: Arm) -> list[int]:
         """List the steps at which an arm gives a model."""
@@ -164,3 +170,18 @@ class StudyModels:
     def iskd_arms(self) -> Iterator[str]:
         """Give the names of the arms that substitute blocks."""
         return (name for name, arm in self.study.arms.items() if isinstance(arm, IskdArm))
+
+    def headline_steps(self) -> dict[str, int]:
+        """Give the step the tables report, per teacher."""
+        return {teacher: self.headline(teacher) for teacher in self.study.teachers}
+
+    def pretrained(self, teacher: str) -> PretrainedHere:
+        """Give the section of a teacher that is trained here.
+
+        Raises:
+            KeyError: the teacher is given.
+        """
+        settings = self.study.teachers[teacher]
+        if not isinstance(settings, PretrainedHere):
+            raise KeyError(teacher)
+        return settings

@@ -1,0 +1,31 @@
+"""What a study consists of, and what each of its jobs is asked, derived from its config alone.
+
+Everything here is known before the run, so the rule graph needs no Snakemake checkpoint. A job's
+parameters hold exactly what its result depends on: Snakemake reruns a job when they change.
+"""
+
+from iskd.config.schema import Study
+from iskd.plan.jobs import HELDOUT, StudyJobs
+from iskd.plan.models import ModelId, StudyModels
+from iskd.plan.trainings import StudyTrainings
+
+__all__ = ["HELDOUT", "ModelId", "StudyJobs", "StudyModels", "StudyPlan", "StudyTrainings"]
+
+
+class StudyPlan:
+    """A study's models and jobs.
+
+    Args:
+        study: the checked config.
+
+    Attributes:
+        models: which models there are, what makes them, where they lie.
+        trainings: what the jobs that plan or train are asked.
+        jobs: what all other jobs are asked.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.models = StudyModels(study)
+        self.trainings = StudyTrainings(study, self.models)
+        self.jobs = StudyJobs(study, self.models)
