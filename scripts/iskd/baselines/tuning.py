@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from iskd.data.corpus import load_blocks, step_sequences
 from iskd.models.folder import load_model, load_tokenizer, save_model
+from iskd.runtime.workdir import WorkFolder
 from iskd.training.curve import write_history
 from iskd.training.loop import fine_tune
-from iskd.training.state import WorkFolder
 from iskd.training.steps import objective_of, without_validation
 
 if TYPE_CHECKING:
-    from iskd.rule import Job
+    from iskd.runtime.job import Job
 
 
 def tune(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import first_tensor
-from iskd.training.processes import batch_mean
+from iskd.runtime.distributed import batch_mean
 
 Objective = Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor]
 

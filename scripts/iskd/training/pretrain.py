@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iskd.models.scratch import fresh_model, scratch_config
+from iskd.runtime.workdir import WorkFolder
 from iskd.training.loop import fine_tune
-from iskd.training.state import WorkFolder
 
 
 def pretrain(

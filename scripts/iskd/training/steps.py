@@ -17,11 +17,11 @@ from iskd.models.initialisation import NEEDS_ACTIVATIONS
 from iskd.models.modeling.iskd_blocks import ChangedBlocks
 from iskd.models.recipes import Sizes
 from iskd.models.substitution import replace_block, replace_blocks
+from iskd.runtime.workdir import WorkFolder
 from iskd.training.curve import joined
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import Objective, make_objective, next_token_loss
 from iskd.training.optimizer import published_groups
-from iskd.training.state import WorkFolder
 from iskd.training.theseus import StochasticBlocks
 from iskd.training.warm_start import warm_start
 
