@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iskd.rule import run_rule
+from iskd.runtime.job import run_rule
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -15,4 +15,4 @@ with run_rule(snakemake) as job:
 
     metrics = read_metrics(Path(job.inputs["metrics"]))
     drawn = flips_figure(metrics, job.params["headline"], job.wildcards["teacher"])
-    save_figure(*drawn, job.out / "flips", job.request)
+    save_figure(*drawn, job.out / "flips", job.request_digest)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iskd.rule import run_rule
+from iskd.runtime.job import run_rule
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -14,4 +14,6 @@ with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics
 
     metrics = read_metrics(Path(job.inputs["metrics"]))
-    save_figure(*loss_figure(metrics, job.wildcards["teacher"]), job.out / "loss", job.request)
+    save_figure(
+        *loss_figure(metrics, job.wildcards["teacher"]), job.out / "loss", job.request_digest
+    )

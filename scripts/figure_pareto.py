@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iskd.rule import run_rule
+from iskd.runtime.job import run_rule
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,4 +17,4 @@ with run_rule(snakemake) as job:
         read_metrics(Path(job.inputs[name])) for name in ("metrics", "measurements")
     )
     drawn = pareto_figure(metrics, measurements, job.wildcards["teacher"])
-    save_figure(*drawn, job.out / "pareto", job.request)
+    save_figure(*drawn, job.out / "pareto", job.request_digest)

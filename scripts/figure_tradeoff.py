@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iskd.rule import run_rule
+from iskd.runtime.job import run_rule
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -22,4 +22,4 @@ with run_rule(snakemake) as job:
         job.wildcards["teacher"],
         spec["claims"],
     )
-    save_figure(figure, plotted, job.out / "tradeoff", job.request)
+    save_figure(figure, plotted, job.out / "tradeoff", job.request_digest)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from iskd.rule import run_rule
+from iskd.runtime.job import run_rule
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -13,4 +13,4 @@ with run_rule(snakemake) as job:
 
     spec = job.params
     curves = read_curves(job.inputs["histories"], spec, job.wildcards["teacher"])
-    save_figure(*training_figure(curves, spec["chained"]), job.out / "training", job.request)
+    save_figure(*training_figure(curves, spec["chained"]), job.out / "training", job.request_digest)

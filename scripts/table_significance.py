@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iskd.rule import run_rule
+from iskd.runtime.job import run_rule
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

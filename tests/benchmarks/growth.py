@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from iskd.rule import set_environment
+from iskd.runtime.process import set_environment
 from iskd.settings import LearningRates, TrainingSettings
 from tests.benchmarks.timing import spread
 

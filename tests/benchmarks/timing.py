@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from iskd.rule import set_environment
+from iskd.runtime.process import set_environment
 
 
 def begin(purpose: str | None) -> int:

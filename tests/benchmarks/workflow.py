@@ -25,7 +25,7 @@ TINY = "tests/config/tiny.yaml"
 JOBS = {"seeds": 21, "arms": 6}
 """Jobs that a further seed, or a further arm, adds to the smallest study."""
 
-_AS_A_JOB = "from iskd.rule import set_environment; set_environment(1, network=False)"
+_AS_A_JOB = "from iskd.runtime.job import set_environment; set_environment(1, network=False)"
 _IMPORTS = {
     "a training's": ("iskd.training.steps, iskd.models.folder", "transformers.trainer"),
     "an evaluation's": (

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from iskd.errors import UserError
-from iskd.launch import Assignment, Report, _verdict, run_processes
-from iskd.locks import read_holder
+from iskd.provenance.ledger import STATE_SECONDS
 from iskd.provenance.statement import parse_statement
-from iskd.training.processes import World, share
-from iskd.training.state import STATE_SECONDS, Interrupted, StopRequest
+from iskd.runtime.distributed import World, share
+from iskd.runtime.launch import _overall_report, run_processes
+from iskd.runtime.locks import read_holder
+from iskd.runtime.messages import Assignment, Report
+from iskd.runtime.signals import Interrupted, StopRequest
 from tests.integration import together
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +65,7 @@ def run(
             inputs={},
             threads=1,
             log=str(folder / "log"),
-            asked={"rule": "train"},
+            request={"rule": "train"},
             out=str(folder / "out"),
             work=str(folder / "work"),
             started=time.time(),
@@ -137,7 +139,7 @@ def test_a_run_whose_process_is_killed_goes_on_to_the_same_bits(
     processes: int, parallel: str, undisturbed: MakeFolder, tmp_path: Path
 ) -> None:
     fault = {"process": 1, "step": 4, "signal": "SIGKILL"}
-    # An error that a scheduler's next attempt may not meet: see iskd.attempts.
+    # An error that a scheduler's next attempt may not meet: see iskd.runtime.retries.
     with pytest.raises(OSError, match="process 1 left no report, as one that is killed"):
         run(tmp_path, processes, parallel, fault=fault)
     states = sorted(path.name for path in tmp_path.glob("work/*/checkpoint-*"))
@@ -149,12 +151,12 @@ def test_a_run_whose_process_is_killed_goes_on_to_the_same_bits(
     check_same(tmp_path, undisturbed(processes, parallel))
 
 
-def test_who_was_told_to_end_is_not_taken_for_the_one_that_died() -> None:
-    # torchrun tells process 0 to end because process 1 has died.
+def test_who_was_ended_by_a_signal_is_not_taken_for_the_one_that_died() -> None:
+    # torchrun ends process 0 because process 1 has died.
     with pytest.raises(
         ChildProcessError, match=r"^process 1 left no report, as one that is killed"
     ):
-        _verdict([Report(0, "told", "SIGTERM")], 2, 1, StopRequest())
+        _overall_report([Report(0, "terminated", "SIGTERM")], 2, 1, StopRequest())
 
 
 @slow
@@ -191,10 +193,10 @@ def test_a_mistake_that_one_process_finds_is_the_jobs(tmp_path: Path) -> None:
 def test_processes_that_start_from_other_models_are_refused(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
-        "from iskd.rule import run_rule\n"
+        "from iskd.runtime.job import run_rule\n"
         "with run_rule(snakemake) as job:\n"
         "    import torch\n"
-        "    from iskd.training.processes import check_alike, world\n"
+        "    from iskd.runtime.distributed import check_alike, world\n"
         "    model = torch.nn.Linear(2, 2)\n"
         "    torch.nn.init.constant_(model.weight, 1.0)\n"
         "    torch.nn.init.constant_(model.bias, world().rank * 1e-6)\n"

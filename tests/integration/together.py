@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from iskd.models import CompactSizes, replace_block
 from iskd.models.families import family_of
 from iskd.models.scratch import fresh_model, scratch_config
+from iskd.runtime.workdir import WorkFolder
 from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
 from iskd.training import loop
 from iskd.training.objectives import Mixture, Objective, next_token_loss
 from iskd.training.optimizer import published_groups
-from iskd.training.state import WorkFolder
 from iskd.training.theseus import StochasticBlocks
 
 VOCABULARY, POSITIONS = 61, 48

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from iskd.rule import run_rule
+from iskd.runtime.job import run_rule
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -17,8 +17,8 @@ with run_rule(snakemake) as job:
     from safetensors.torch import save_file
 
     from iskd.errors import UserError
+    from iskd.runtime.distributed import world
     from iskd.training.objectives import next_token_loss
-    from iskd.training.processes import world
     from tests.integration import together
 
     fault = job.params.get("fault", {})
@@ -40,7 +40,7 @@ with run_rule(snakemake) as job:
             else:
                 job.log.info("waiting")
                 handler: Any = signal.getsignal(signal.SIGTERM)
-                while not handler.__self__.asked:  # the training's own listener
+                while not handler.__self__.signal_name:  # the training's own handler
                     time.sleep(0.1)
         return next_token_loss(model, batch)
 

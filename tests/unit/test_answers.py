@@ -29,12 +29,13 @@ from iskd.evaluation.harness import evaluate_task
 from iskd.evaluation.lm import ScoringLM, batches_of
 from iskd.provenance.artifact import MANIFEST, RUN
 from iskd.provenance.statement import Statement, write_statement
-from iskd.training.state import EXIT_AGAIN, Interrupted, StopRequest, WorkFolder
+from iskd.runtime.signals import EXIT_AGAIN, Interrupted, StopRequest
+from iskd.runtime.workdir import WorkFolder
 from tests.unit import test_harness
 from tests.unit.synthetic import asked
 from tests.unit.test_harness import SCRIPTS, cbt_row, hellaswag_row
 from tests.unit.test_heldout import heldout_loss
-from tests.unit.test_rule import rule
+from tests.unit.test_job import rule
 
 model, tokenizer = test_harness.model, test_harness.tokenizer
 
@@ -296,7 +297,7 @@ def test_a_stop_comes_before_the_next_forward_pass() -> None:
         nonlocal passes
         passes += 1
         if passes == CHUNK + 2:
-            stop.asked = "SIGTERM"
+            stop.signal_name = "SIGTERM"
         return batch
 
     kept = sum(SIZES[:CHUNK])

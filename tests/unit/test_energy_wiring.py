@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from iskd.launch import Report, _verdict
 from iskd.provenance import energy
 from iskd.provenance.energy import Energy
-from iskd.rule import _count_processors
+from iskd.runtime.job import _count_processors
+from iskd.runtime.launch import _overall_report
+from iskd.runtime.messages import Report
 
 
 class NVMLError(Exception):
@@ -57,11 +58,11 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch) -> 
 
 def ended(gpus: int, *joules: float | None) -> dict[str, Any]:
     reports = [
-        Report(rank, "done", how={"gpus": gpus, "energy_joules": each})
+        Report(rank, "done", run={"gpus": gpus, "energy_joules": each})
         for rank, each in enumerate(joules)
     ]
-    stop: Any = SimpleNamespace(asked=None)
-    return _verdict(reports, len(reports), 0, stop).how
+    stop: Any = SimpleNamespace(signal_name=None)
+    return _overall_report(reports, len(reports), 0, stop).run
 
 
 def test_processes_add_up_their_gpus() -> None:

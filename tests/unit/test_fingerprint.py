@@ -178,7 +178,18 @@ SEMANTIC: dict[str, tuple[str, str, str, str]] = {
         "\nregister()\n",
         "\nregister(), 1\n",
     ),
-    "what every script uses": ("split_corpus", "iskd/rule.py", '"0" if network', '"2" if network'),
+    "what every script uses": (
+        "split_corpus",
+        "iskd/runtime/process.py",
+        '"0" if network',
+        '"2" if network',
+    ),
+    "what is started by its name": (
+        "split_corpus",
+        "iskd/runtime/worker.py",
+        "return 0 if",
+        "return 2 if",
+    ),
     "a text that is used": (
         "split_corpus",
         "iskd/data/texts.py",
@@ -208,6 +219,7 @@ def test_a_change_of_meaning_changes_the_digest(name: str, scripts: Path) -> Non
         ("split_corpus", "iskd/training/loop.py"),
         ("split_corpus", "iskd/models/modeling/iskd_gpt2.py"),
         ("evaluate", "iskd/training/loop.py"),
+        ("substitute_block", "iskd/audit/__init__.py"),
         ("substitute_block", "iskd/baselines/l1_pruning.py"),
         ("substitute_block", "iskd/paper/figures/canvas.py"),
         ("substitute_block", "prune_l1.py"),

@@ -26,7 +26,13 @@ def run_fresh(program: str, *arguments: str) -> str:
 
 
 HEAVY = ["torch", "transformers", "datasets", "lm_eval", "matplotlib", "numpy", "snakemake"]
-LIGHT = ["iskd", "iskd.config", "iskd.rule", "iskd.provenance.fingerprint", "iskd.data.texts"]
+LIGHT = [
+    "iskd",
+    "iskd.config",
+    "iskd.runtime.job",
+    "iskd.provenance.fingerprint",
+    "iskd.data.texts",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from iskd.locks import ask_to_stop, read_holder, take_lock
+from iskd.runtime.locks import ask_to_stop, read_holder, take_lock
 
 
 def holder(process: "subprocess.Popen[str]", **change: Any) -> dict[str, Any]:

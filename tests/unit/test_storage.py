@@ -19,9 +19,9 @@ import pytest
 from iskd.errors import UserError
 from iskd.provenance import storage
 from iskd.provenance.artifact import MANIFEST
-from iskd.provenance.storage import storage_fault, storage_faults_told
-from iskd.rule import Job, run_rule
-from tests.unit.test_rule import rule
+from iskd.provenance.storage import storage_fault, translate_storage_errors
+from iskd.runtime.job import Job, run_rule
+from tests.unit.test_job import rule
 
 ROOT = Path(__file__).resolve().parents[2]
 # More than any of the small file systems below holds.
@@ -79,7 +79,7 @@ def no_room_for_the_log(job: Job) -> None:
 
 
 def training_state(job: Job) -> None:
-    from tests.unit.test_state import train
+    from tests.unit.test_workdir import train
 
     train(job.work)
 
@@ -124,7 +124,7 @@ def without_results(job: Job) -> None:
 
 
 def without_work_for_a_state(job: Job) -> None:
-    from tests.unit.test_state import train
+    from tests.unit.test_workdir import train
 
     def remove(step: int, total: int) -> None:
         del total
@@ -436,7 +436,7 @@ RUST = 'Error while serializing: I/O error: Read-only file system (os error 30) 
 )
 def test_what_the_system_says(error: Exception, told: str, tmp_path: Path) -> None:
     assert told in str(storage_fault(error, [tmp_path]))
-    with pytest.raises(UserError) as caught, storage_faults_told([tmp_path]):
+    with pytest.raises(UserError) as caught, translate_storage_errors([tmp_path]):
         raise RuntimeError("wrapped by a library") from error
     assert told in str(caught.value)
 
@@ -454,7 +454,7 @@ def test_what_the_system_says(error: Exception, told: str, tmp_path: Path) -> No
 )
 def test_what_is_no_fault_of_the_storage_is_handed_on(error: Exception, tmp_path: Path) -> None:
     assert storage_fault(error, [tmp_path]) is None
-    with pytest.raises(type(error)) as caught, storage_faults_told([tmp_path]):
+    with pytest.raises(type(error)) as caught, translate_storage_errors([tmp_path]):
         raise error
     assert caught.value is error
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from iskd.provenance.artifact import MANIFEST
-from iskd.training.state import sweep
-from tests.unit.test_state import held
+from iskd.runtime.workdir import sweep
+from tests.unit.test_workdir import held
 
 
 @pytest.fixture

@@ -35,12 +35,12 @@ from iskd.config.schema import (
 from iskd.devices import visible_gpus
 from iskd.errors import UserError
 from iskd.plan import HELDOUT, ModelId, StudyPlan
-from iskd.locks import read_holder, take_lock
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.presence import put_aside_incomplete
 from iskd.provenance.times import settle_times
+from iskd.runtime.locks import read_holder, take_lock
+from iskd.runtime.workdir import sweep
 from iskd.study_progress import StudyProgress, closing_words
-from iskd.training.state import sweep
 
 # The name under which another workflow uses this one, if one does. (`is_module` is always true.)
 MODULE = workflow.modifier.namespace
@@ -139,7 +139,7 @@ def tidy_results():
 
 STUDY = checked_study()
 PLAN = StudyPlan(STUDY)
-# Below the prefix of a module, if this is one: `job.top` of iskd.rule.
+# Below the prefix of a module, if this is one: `job.top` of iskd.runtime.job.
 HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
 
 STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")

@@ -22,11 +22,11 @@ from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import Found, StudyFolder, weights_in
 from iskd.audit.planned import Planned
 from iskd.audit.rule_kinds import FROM_ITEMS, FROM_NUMBERS
-from iskd.launch import Assignment
 from iskd.provenance.artifact import file_digest
 from iskd.provenance.fingerprint import SCRIPTS
 from iskd.provenance.statement import Statement
 from iskd.provenance.tensors import count_parameters
+from iskd.runtime.messages import Assignment
 
 # Rules whose artifacts hold an answer per item beside their result.
 _WITH_ANSWERS = ("evaluate", "evaluate_heldout")
@@ -150,7 +150,7 @@ def _run_script(
         inputs=inputs,
         threads=1,
         log=None,
-        asked=statement.asked,
+        request=statement.asked,
         out=str(out),
         work=str(scratch / "work"),
         started=0.0,

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from iskd.data.corpus import load_sequences, step_sequences
 from iskd.models.folder import load_model
-from iskd.rule import Job
+from iskd.runtime.job import Job
+from iskd.runtime.workdir import WorkFolder
 from iskd.settings import TuningSettings
 from iskd.training.loop import fine_tune
 from iskd.training.publishing import publish_model
-from iskd.training.state import WorkFolder
 from iskd.training.steps import make_objective, without_validation
 
 

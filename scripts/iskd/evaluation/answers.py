@@ -18,7 +18,8 @@ import torch
 from iskd.progress import bar
 from iskd.provenance.artifact import flush
 from iskd.provenance.machine import bits_depend_on
-from iskd.training.state import Interrupted, StopRequest, WorkFolder
+from iskd.runtime.signals import Interrupted, StopRequest
+from iskd.runtime.workdir import WorkFolder
 
 log = logging.getLogger("iskd.evaluation")
 
@@ -220,8 +221,8 @@ class Scoring:
         for batch in chunk:
             if self._stop:
                 raise Interrupted(
-                    f"{self._stop.asked} while texts are scored; the first {done} of {total} are "
-                    "kept"
+                    f"{self._stop.signal_name} while texts are scored; "
+                    f"the first {done} of {total} are kept"
                 )
             before = done + len(answers)
             answers += score(batch)
@@ -233,7 +234,7 @@ class Scoring:
 
 @contextmanager
 def scoring(work: WorkFolder | None, device: torch.device) -> Iterator[Scoring]:
-    """Open an evaluation, which may have been begun before; it listens to signals meanwhile.
+    """Open an evaluation, which may have been begun before; it handles signals meanwhile.
 
     Args:
         work: where its answers are kept, if it is to survive being killed. The evaluations of one
@@ -245,6 +246,6 @@ def scoring(work: WorkFolder | None, device: torch.device) -> Iterator[Scoring]:
         return
     work.evaluations += 1
     run = work.run(**bits_depend_on(device), evaluation=work.evaluations)
-    with StopRequest().listening() as stop:
+    with StopRequest().handling_signals() as stop:
         answers = Answers(run.path / ANSWERS, run.digest, run.check, run.note)
         yield Scoring(answers, stop, work.resumed_texts)

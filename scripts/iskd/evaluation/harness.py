@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from iskd.training.state import WorkFolder
+    from iskd.runtime.workdir import WorkFolder
 
 log = logging.getLogger(__name__)
 

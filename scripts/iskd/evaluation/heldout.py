@@ -12,7 +12,7 @@ from iskd.errors import UserError
 from iskd.evaluation.answers import scoring
 from iskd.evaluation.losses import COMPARED
 from iskd.models.modeling.iskd_blocks import is_published
-from iskd.training.state import WorkFolder
+from iskd.runtime.workdir import WorkFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -3,12 +3,15 @@
 Snakemake sees neither an edit in an imported module nor the difference between a comment and a
 changed formula. So every rule has the digest of its script and of all library modules that the
 script can reach as a parameter, and Snakemake's own ``code`` trigger is switched off.
+
+A module is reached by an import, or by its full name as a text, as ``python -m`` takes it.
 """
 
 import ast
 import hashlib
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 PACKAGE = "iskd"
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -66,9 +69,19 @@ def _module_file(module: str) -> Path | None:
     return None
 
 
+def _is_module_name(value: object) -> TypeGuard[str]:
+    """Tell whether a constant is the name of a module that can be started, so of no package.
+
+    Loggers bear the names of packages, and whoever logs does not depend on what is in these.
+    """
+    if not (isinstance(value, str) and value.startswith(f"{PACKAGE}.")):
+        return False
+    return (SCRIPTS / f"{value.replace('.', '/')}.py").is_file()
+
+
 @cache
 def _imported(path: Path) -> frozenset[str]:
-    """Name the library modules that a file imports anywhere, with the packages around them."""
+    """Name the library modules that a file imports or starts, with the packages around them."""
     named: set[str] = set()
     for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
@@ -82,6 +95,8 @@ def _imported(path: Path) -> frozenset[str]:
             base = f"{here}.{node.module}" if node.module else here
             named.add(base)
             named.update(f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and _is_module_name(node.value):
+            named.add(node.value)
     inside: set[str] = set()
     for name in named:
         parts = name.split(".")

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from iskd.provenance.artifact import canonical_json, write_text
+from iskd.provenance.artifact import write_text
+from iskd.provenance.statement import canonical_json
 
 PREFIX = "attempts-"
 STATE_SECONDS = "ISKD_STATE_SECONDS"

@@ -76,7 +76,7 @@ def storage_fault(error: BaseException, folders: Sequence[Path]) -> str | None:
 
 
 @contextmanager
-def storage_faults_told(folders: Sequence[Path] = ()) -> Iterator[None]:
+def translate_storage_errors(folders: Sequence[Path] = ()) -> Iterator[None]:
     """Turn what the file system refuses into an error of one line; let any other error pass.
 
     Args:

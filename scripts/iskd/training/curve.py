@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from iskd.errors import UserError
 from iskd.progress import bar
-from iskd.training.processes import world
+from iskd.runtime.distributed import world
 
 log = logging.getLogger("iskd.training")
 

@@ -12,15 +12,16 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from iskd.errors import UserError
+from iskd.runtime.distributed import check_alike, world
+from iskd.runtime.signals import Interrupted, StopRequest
+from iskd.runtime.workdir import WorkFolder
 from iskd.settings import TrainingSettings
 from iskd.training.curve import LOWER_RATE, REPORTS, OnUpdate, Reporter
 from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import Grouping, make_optimizer, parameter_groups
-from iskd.training.processes import check_alike, world
 from iskd.training.resuming import StateKeeper, newest_state, read_curve, states_of, step_of
 from iskd.training.sharding import copy_to_train, split_by_block, take_over
-from iskd.training.state import Interrupted, StopRequest, WorkFolder
 from iskd.training.trainer import ObjectiveTrainer
 
 log = logging.getLogger("iskd.training")
@@ -63,7 +64,7 @@ def fine_tune(
     """Train a model in place.
 
     With a work folder, a run that was killed goes on from its newest state and ends with the same
-    bits as one that was not. Several processes (``iskd.training.processes``) share each batch; all
+    bits as one that was not. Several processes (``iskd.runtime.distributed``) share each batch; all
     must call this alike.
 
     Args:
@@ -112,7 +113,7 @@ def fine_tune(
     stop = StopRequest()
     with (
         tempfile.TemporaryDirectory() as scratch,
-        nullcontext() if work is None else stop.listening(),
+        nullcontext() if work is None else stop.handling_signals(),
     ):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         states = states_of(work, device) if work is not None else None
@@ -139,7 +140,7 @@ def fine_tune(
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if trainer.state.global_step < updates:
             raise Interrupted(
-                f"{stop.asked} after step {trainer.state.global_step} of {updates}; "
+                f"{stop.signal_name} after step {trainer.state.global_step} of {updates}; "
                 "its state is kept"
             )
     if trained is not model:

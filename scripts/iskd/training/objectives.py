@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import first_tensor
+from iskd.runtime.distributed import batch_mean
 from iskd.settings import ObjectiveSettings
-from iskd.training.processes import batch_mean
 
 Objective = Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor]
 

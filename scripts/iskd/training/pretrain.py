@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from iskd.models.scratch import fresh_model, scratch_config
+from iskd.runtime.workdir import WorkFolder
 from iskd.settings import TrainingSettings
 from iskd.training.loop import fine_tune
-from iskd.training.state import WorkFolder
 
 
 def pretrain(

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from iskd.models.folder import load_tokenizer, save_model
-from iskd.rule import Job
+from iskd.runtime.job import Job
 from iskd.training.curve import write_history
 
 

@@ -13,8 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from iskd.provenance.artifact import canonical_json
 from iskd.provenance.machine import bits_depend_on
-from iskd.training.processes import first_says, largest, wait_for_all, world
-from iskd.training.state import RunStates, StopRequest, WorkFolder, state_seconds
+from iskd.runtime.distributed import first_says, largest, wait_for_all, world
+from iskd.runtime.signals import StopRequest
+from iskd.runtime.workdir import RunStates, WorkFolder, state_seconds
 
 log = logging.getLogger("iskd.training")
 
@@ -70,14 +71,15 @@ class StateKeeper(TrainerCallback):
         del args, kwargs
         if state.global_step == state.max_steps:
             return  # what follows is publishing
-        asked = signal.Signals[self.stop.asked].value if self.stop.asked else 0
+        name = self.stop.signal_name
+        number = signal.Signals[name].value if name else 0
         late = world().first and time.monotonic() - self.saved >= self.every
-        asked, due = largest([asked, int(late)])
-        if asked:
-            self.stop.asked = signal.Signals(asked).name
-            log.info("%s: saving the state of step %d", self.stop.asked, state.global_step)
+        number, due = largest([number, int(late)])
+        if number:
+            self.stop.signal_name = signal.Signals(number).name
+            log.info("%s: saving the state of step %d", self.stop.signal_name, state.global_step)
             control.should_training_stop = True
-        if asked or due:
+        if number or due:
             control.should_save = True
 
     def on_save(

@@ -17,6 +17,7 @@ from iskd.models.initialisation import NEEDS_ACTIVATIONS
 from iskd.models.modeling.iskd_blocks import ChangedBlocks
 from iskd.models.recipes import Sizes
 from iskd.models.substitution import replace_block, replace_blocks
+from iskd.runtime.workdir import WorkFolder
 from iskd.settings import (
     AtOnceSettings,
     ObjectiveSettings,
@@ -27,7 +28,6 @@ from iskd.training.curve import joined
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import Mixture, Objective, next_token_loss
 from iskd.training.optimizer import parameter_groups, published_groups
-from iskd.training.state import WorkFolder
 from iskd.training.theseus import StochasticBlocks
 from iskd.training.warm_start import warm_start
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from iskd.runtime.distributed import World, mean, share, world
 from iskd.training.curve import Reporter
 from iskd.training.objectives import Objective, next_token_loss
-from iskd.training.processes import World, mean, share, world
 
 
 class TokenSequences(Dataset[dict[str, torch.Tensor]]):

@@ -79,7 +79,7 @@ def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path, origin: str = "
         figure: the figure.
         frame: the numbers drawn.
         stem: path of the files, without suffix.
-        origin: digest of what the figure was asked for with (`iskd.rule.Job.request`), which goes
+        origin: digest of the request that the figure answers (`Job.request_digest`), which goes
             into each file's metadata: whoever has the file alone finds the statement by it.
     """
     named = dict.fromkeys(("Keywords", "Identifier", "Source"), f"{ORIGIN}{origin}")

@@ -1,9 +1,9 @@
-"""What a killed run left behind: states of its training, and whether they can be trusted.
+"""The work folder of an artifact, which keeps what its job goes on from when it was killed.
 
-States lie in a work folder beside the artifact, which Snakemake does not know of and therefore does
-not delete. Inside, each run has a folder of its own, named by a digest of all that defines it. A
-state counts once its manifest lies in it, which is written last; one that does not verify is moved
-aside and never used.
+It lies beside the artifact; Snakemake does not know of it and therefore does not delete it. Inside,
+each run has a folder of its own, named by a digest of all that defines it, with the states of its
+training. A state counts once its manifest lies in it, which is written last; one that does not
+verify is moved aside and never used.
 """
 
 import hashlib
@@ -11,33 +11,23 @@ import json
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from iskd.errors import UserError
-from iskd.locks import ask_to_stop, read_holder, take_lock
-from iskd.provenance.artifact import MANIFEST, canonical_json, file_digest, flush, write_text
+from iskd.provenance.artifact import MANIFEST, file_digest, flush, write_text
 from iskd.provenance.ledger import PREFIX, STATE_SECONDS, Ledger, Spent
+from iskd.provenance.statement import canonical_json
+from iskd.runtime.locks import ask_to_stop, read_holder, take_lock
+from iskd.runtime.signals import Interrupted
 
-log = logging.getLogger("iskd.training")
-
-# Leaves a shell script, and Snakemake's retries, the choice: try again later (sysexits.h).
-EXIT_AGAIN = 75
+log = logging.getLogger("iskd.runtime")
 
 _KEPT = 2
 _LOCK = "lock"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks a job to stop: the first also when it is preempted, the second before a time limit."""
-
-
-class Interrupted(Exception):  # noqa: N818 - no error: it goes on later
-    """A run was asked to stop, saved its state and is to be called again."""
 
 
 def state_seconds() -> float:
@@ -53,44 +43,17 @@ def state_seconds() -> float:
         raise UserError(f"{STATE_SECONDS}: {given!r} is no number of seconds") from None
 
 
-class StopRequest:
-    """Whether somebody has asked this process to stop: SIGTERM, or SIGUSR1 before a time limit."""
-
-    def __init__(self) -> None:
-        self.asked: str | None = None
-
-    def __bool__(self) -> bool:
-        return self.asked is not None
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.asked = signal.Signals(number).name
-
-    @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Take note of the signals, in place of dying of them, as long as this is open."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self  # only the main thread may set handlers
-            return
-        before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 class WorkFolder:
     """The states of the runs that make one artifact.
 
     Args:
         path: the work folder, beside the artifact.
-        asked: what defines the artifact, as its manifest will say.
+        request: the dict that defines the artifact, as its manifest will say.
     """
 
-    def __init__(self, path: Path, asked: dict[str, Any]) -> None:
+    def __init__(self, path: Path, request: dict[str, Any]) -> None:
         self.path = path
-        self.asked = asked
+        self.request = request
         # Where a killed job went on: trainings, by optimiser step, and calls of evaluations.
         self.resumed: list[int] = []
         self.resumed_texts: list[int] = []
@@ -101,23 +64,28 @@ class WorkFolder:
         self._lock: int | None = None
 
     @classmethod
-    def beside(cls, artifact: Path, asked: dict[str, Any]) -> "WorkFolder":
-        """Give the work folder of an artifact's folder."""
-        return cls(artifact.with_name(f".{artifact.name}.work"), asked)
+    def beside(cls, artifact: Path, request: dict[str, Any]) -> "WorkFolder":
+        """Give the work folder of an artifact's folder.
 
-    def run(self, **how: Any) -> "RunStates":
+        Args:
+            artifact: the artifact's folder.
+            request: the dict that defines the artifact.
+        """
+        return cls(artifact.with_name(f".{artifact.name}.work"), request)
+
+    def run(self, **conditions: Any) -> "RunStates":
         """Open the states of one run.
 
         Args:
-            how: what else its bits depend on, such as device and threads.
+            conditions: what else its bits depend on, such as device and threads.
         """
-        digest = hashlib.sha256(canonical_json({"asked": self.asked, "how": how}).encode())
+        digest = hashlib.sha256(canonical_json({"asked": self.request, "how": conditions}).encode())
         check = None if self._lock is None else self.check_held
         return RunStates(self.path, digest.hexdigest(), check, self._note)
 
     def open_ledger(self, spent: Callable[[], Spent]) -> None:
         """Have what this attempt takes counted; those before it have ended."""
-        self._ledger = Ledger(self.path, self.asked, spent)
+        self._ledger = Ledger(self.path, self.request, spent)
 
     def _note(self) -> None:
         if self._ledger is not None:
@@ -179,19 +147,19 @@ class WorkFolder:
             Interrupted: it is still held after that.
         """
         until = time.monotonic() + patience
-        told = False
+        announced = False
         self.path.mkdir(parents=True, exist_ok=True)
         while (descriptor := take_lock(self.path / _LOCK)) is None:
             if time.monotonic() > until:
                 raise Interrupted(f"another job still works on {self.path.name}, whose lock it has")
-            if not told:
+            if not announced:
                 holder = read_holder(self.path / _LOCK)
-                asked = ask_to_stop(holder) if holder else None
+                name = ask_to_stop(holder) if holder else None
                 log.info(
                     "another job works on this artifact; waiting for its end%s",
-                    f" ({asked} is asked to save its state and stop)" if asked else "",
+                    f" ({name} is asked to save its state and stop)" if name else "",
                 )
-                told = True
+                announced = True
             time.sleep(min(1.0, patience / 10))
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = descriptor

@@ -1,7 +1,7 @@
-"""One of the processes of a job: ``torchrun ... -m iskd.worker assignment.json``.
+"""One of the processes of a job: ``torchrun ... -m iskd.runtime.worker assignment.json``.
 
 It runs the job's script as Snakemake would, with the assignment in place of Snakemake's object, and
-leaves a report of how that ended. ``iskd.launch`` starts it and reads the report.
+leaves a report of how that ended. ``iskd.runtime.launch`` starts it and reads the report.
 """
 
 import os
@@ -12,25 +12,28 @@ import threading
 import time
 from pathlib import Path
 
-from iskd.attempts import is_of_the_machine
 from iskd.errors import UserError
-from iskd.launch import ALIVE, Assignment, Report
 from iskd.provenance.artifact import write_text
 from iskd.provenance.energy import EnergyMeter
-from iskd.provenance.storage import storage_faults_told
-from iskd.rule import how_it_went, open_log, set_environment
-from iskd.training.state import STOP_SIGNALS, Interrupted
+from iskd.provenance.storage import translate_storage_errors
+from iskd.runtime.messages import ALIVE, Assignment, Report
+from iskd.runtime.process import open_log, run_record, set_environment
+from iskd.runtime.retries import is_of_the_machine
+from iskd.runtime.signals import STOP_SIGNALS, Interrupted
 
 
 def main(path: Path) -> int:
     """Run the script of an assignment and report; give the exit code.
 
     A stop that was asked for is no failure, so that torchrun lets the other processes end too.
+
+    Args:
+        path: the file of the assignment.
     """
     folder, rank, meter = path.parent, int(os.environ["RANK"]), EnergyMeter()
-    _live_with_the_job(folder)
+    _exit_with_job(folder)
     write_text(folder / f"{rank}.pid", str(os.getpid()))
-    _end_when_told(folder, rank)
+    _report_signals(folder, rank)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     assignment = Assignment.read(path)
     set_environment(assignment.threads, network=False)
@@ -43,10 +46,10 @@ def main(path: Path) -> int:
         Path(assignment.out).mkdir()
     report = Report(rank, "done")
     try:
-        with storage_faults_told((Path(assignment.out), Path(assignment.work))):
+        with translate_storage_errors((Path(assignment.out), Path(assignment.work))):
             _run(assignment)
         report.summary, report.resumed = assignment.summary, assignment.resumed
-        report.how = how_it_went(assignment.started, assignment.threads, meter)
+        report.run = run_record(assignment.started, assignment.threads, meter)
     except UserError as error:
         report.end, report.message = "user", str(error)
     except Interrupted as stop:
@@ -64,23 +67,23 @@ def main(path: Path) -> int:
     return 0 if report.end in ("done", "again") else 1
 
 
-def _end_when_told(folder: Path, rank: int) -> None:
-    """Leave a word when this process is told to end outside of a training, which listens itself.
+def _report_signals(folder: Path, rank: int) -> None:
+    """Report when a signal ends this process outside of a training, which handles signals itself.
 
-    When one process has died, torchrun tells the others to end, maybe before they could report that
-    they no longer hear from it. Who leaves no word is the one that died.
+    When one process has died, torchrun ends the others by a signal, maybe before they could report
+    that the first no longer answers. The process that leaves no report is the one that died.
     """
 
     def end(number: int, frame: object) -> None:
         del frame
-        Report(rank, "told", signal.Signals(number).name, ended=time.time()).write(folder)
+        Report(rank, "terminated", signal.Signals(number).name, ended=time.time()).write(folder)
         os._exit(1)
 
     for number in STOP_SIGNALS:
         signal.signal(number, end)
 
 
-def _live_with_the_job(folder: Path) -> None:
+def _exit_with_job(folder: Path) -> None:
     """End this process when the job's process has died, of whatever."""
     pipe = os.open(folder / ALIVE, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(pipe, True)
@@ -95,9 +98,9 @@ def _live_with_the_job(folder: Path) -> None:
 def _run(assignment: Assignment) -> None:
     from torch import distributed
 
-    from iskd.training import processes
+    from iskd.runtime.distributed import join
 
-    processes.join(assignment.parallel)
+    join(assignment.parallel)
     runpy.run_path(assignment.script, init_globals={"snakemake": assignment}, run_name="__main__")
     distributed.destroy_process_group()
 

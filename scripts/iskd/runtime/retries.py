@@ -10,8 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from iskd.errors import UserError
-from iskd.provenance.artifact import canonical_json, write_text
-from iskd.training.state import Interrupted, WorkFolder
+from iskd.provenance.artifact import write_text
+from iskd.provenance.statement import canonical_json
+from iskd.runtime.signals import Interrupted
+from iskd.runtime.workdir import WorkFolder
 
 _MARK = "failed.json"
 # A machine's fault rather than the job's: another node may do better. By name, without torch.
@@ -33,9 +35,9 @@ def attempt(work: WorkFolder, number: int | None) -> Iterator[None]:
         yield
         return
     mark = work.path / _MARK
-    said = _failure(work) if number > 1 else None
-    if said:
-        raise UserError(f"{said} (attempt {number} is not made: it would fail the same way)")
+    message = _failure(work) if number > 1 else None
+    if message:
+        raise UserError(f"{message} (attempt {number} is not made: it would fail the same way)")
     mark.unlink(missing_ok=True)
     try:
         yield
@@ -47,7 +49,7 @@ def attempt(work: WorkFolder, number: int | None) -> Iterator[None]:
                 str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             )
             with suppress(OSError):
-                write_text(mark, canonical_json({"asked": work.asked, "message": message}))
+                write_text(mark, canonical_json({"asked": work.request, "message": message}))
         raise
 
 
@@ -60,7 +62,7 @@ def _failure(work: WorkFolder) -> str | None:
     """Read why the same job failed before."""
     try:
         mark: dict[str, Any] = json.loads((work.path / _MARK).read_text(encoding="utf-8"))
-        return str(mark["message"]) if mark["asked"] == _as_json(work.asked) else None
+        return str(mark["message"]) if mark["asked"] == _as_json(work.request) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

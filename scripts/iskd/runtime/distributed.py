@@ -1,7 +1,7 @@
-"""Several processes that train one model together, one on each GPU.
+"""Communication between the processes of one job through torch.distributed, one on each GPU.
 
-``iskd.launch`` starts them. A process that was not started by it is alone: it talks to nobody, and
-what stands here does nothing.
+``iskd.runtime.launch`` starts them. A process that was not started by it is alone: it talks to
+nobody, and what stands here does nothing.
 """
 
 import hashlib

@@ -15,8 +15,8 @@ import pytest
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST, RUN, file_digest, read_manifest
 from iskd.provenance.environment import LOCK
-from iskd.rule import run_rule
-from iskd.training.state import EXIT_AGAIN, Interrupted
+from iskd.runtime.job import run_rule
+from iskd.runtime.signals import EXIT_AGAIN, Interrupted
 
 
 class Named(list[Any]):
@@ -73,6 +73,7 @@ def rule(
             **(output or {"a": "results/make/a.txt"}), manifest="results/make/manifest.json"
         ),
         wildcards=Named(teacher="toy"),
+        resources={},
     )
 
 
@@ -122,7 +123,7 @@ def test_neither_a_modules_prefix_nor_its_name_for_the_rule_is_told(
     made = tmp_path / "scripts"
     made.mkdir()
     (made / "make.py").touch()
-    monkeypatch.setattr("iskd.rule.SCRIPTS", made)
+    monkeypatch.setattr("iskd.runtime.request.SCRIPTS", made)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(made / "make.py"), raising=False)
     top = Path("results/results")  # any name will do
     (top / "results/s/read").mkdir(parents=True)
@@ -202,12 +203,12 @@ def test_a_users_mistake_in_its_own_process_ends_with_1() -> None:
 
     program = (
         "import sys; from types import SimpleNamespace as S\n"
-        "from iskd.rule import run_rule; from iskd.errors import UserError\n"
+        "from iskd.runtime.job import run_rule; from iskd.errors import UserError\n"
         "class N(dict):\n"
         "    manifest = 'made/manifest.json'\n"
         "    def __iter__(self): return iter(['made/manifest.json'])\n"
         "s = S(rule='make', threads=1, log=['log.txt'], params=N(code='c'), input=N(),\n"
-        "      output=N(), wildcards=N())\n"
+        "      output=N(), wildcards=N(), resources={})\n"
         "with run_rule(s) as job:\n"
         "    raise UserError('no such thing')\n"
     )
@@ -230,7 +231,7 @@ def test_any_other_failure_leaves_its_traceback_in_the_log() -> None:
     assert "\n" not in str(caught.value.code)
     log = Path("results/logs/make.log").read_text()
     assert "Traceback" in log
-    assert "test_rule.py" in log
+    assert "test_job.py" in log
     assert not FOLDER.exists()
 
 

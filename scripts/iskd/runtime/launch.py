@@ -2,12 +2,11 @@
 
 The job that Snakemake has started keeps the lock, the staging folder and the last word: it writes
 down what the processes need to know, starts them, waits, and publishes what the first of them has
-written. Each of them runs the same script (see ``iskd.worker``), with an :class:`Assignment` in
-place of Snakemake's object. They live and die with the job: what it is told to stop for, they are
-told, and when it is killed, they end.
+written. Each of them runs the same script (see ``iskd.runtime.worker``), with an
+:class:`~iskd.runtime.messages.Assignment` in place of Snakemake's object. They live and die with
+the job: a signal that asks it to stop is forwarded to them, and when it is killed, they end.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -15,104 +14,47 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iskd.errors import UserError
-from iskd.provenance.artifact import canonical_json, write_text
 from iskd.provenance.fingerprint import SCRIPTS
-from iskd.training.state import STOP_SIGNALS, Interrupted, StopRequest
+from iskd.runtime.messages import ALIVE, ASSIGNMENT, Assignment, Report
+from iskd.runtime.signals import STOP_SIGNALS, Interrupted, StopRequest
+from iskd.runtime.task import SnakemakeObject
 
-ASSIGNMENT = "assignment.json"
-ALIVE = "alive"
-"""A pipe that the job holds open. Who waits for something to read from it wakes when it dies."""
-
+# By name, because the worker runs scripts and these import this module. The digest of the code
+# counts modules that are named like this.
+_WORKER = "iskd.runtime.worker"
 # How often a job looks after its processes, in seconds.
 _LOOK = 0.2
 
 
-@dataclass
-class Assignment:
-    """What every process of a job is told; its script finds it in place of ``snakemake``."""
-
-    script: str
-    rule: str
-    params: dict[str, Any]
-    wildcards: dict[str, str]
-    inputs: dict[str, Any]
-    threads: int
-    log: str | None
-    asked: dict[str, Any]
-    out: str
-    work: str
-    started: float
-    processes: int
-    parallel: str
-    # What the script gives back; only the first process's counts.
-    summary: dict[str, Any] = field(default_factory=dict)
-    resumed: list[int] = field(default_factory=list)
-
-    def write(self, folder: Path) -> Path:
-        """Write the assignment where the processes read it."""
-        path = folder / ASSIGNMENT
-        write_text(path, canonical_json(asdict(self)))
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> "Assignment":
-        """Read what :meth:`write` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
-
-
-@dataclass
-class Report:
-    """How one process ended.
-
-    ``end`` is ``done``, ``again`` (it was asked to stop and saved its state), ``user`` (a user's
-    mistake), ``failed``, ``machine`` (it failed, and may not on another attempt), or ``told`` (it
-    was told to end outside of a training, maybe because another process had died).
-    """
-
-    rank: int
-    end: str
-    message: str = ""
-    ended: float = 0.0
-    summary: dict[str, Any] = field(default_factory=dict)
-    resumed: list[int] = field(default_factory=list)
-    how: dict[str, Any] = field(default_factory=dict)
-
-    def write(self, folder: Path) -> None:
-        """Write the report where the job reads it."""
-        write_text(folder / f"report-{self.rank}.json", canonical_json(asdict(self)))
-
-    @classmethod
-    def read_all(cls, folder: Path) -> "list[Report]":
-        """Read what there is, in the order of ranks."""
-        files = folder.glob("report-*.json")
-        reports = [cls(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
-        return sorted(reports, key=lambda report: report.rank)
-
-
-def processes_of(snakemake: Any) -> tuple[int, str, int]:
+def processes_of(task: SnakemakeObject) -> tuple[int, str, int]:
     """Read how many processes a job takes, how they share the work, and the threads of each.
 
     The first two are resources, which Snakemake does not compare when it decides on reruns, and not
     parameters: a finished model is not made again because the next ones take more GPUs. The number
     is one of its own, beside ``gpu``, which a site may set to 0 in favour of ``gres``.
+
+    Args:
+        task: Snakemake's object.
     """
-    resources = getattr(snakemake, "resources", {})
+    resources = task.resources
     processes = int(resources.get("processes", 1))
     # They share the cores that Snakemake has set aside.
-    threads = max(1, int(snakemake.threads) // processes)
+    threads = max(1, int(task.threads) // processes)
     return processes, str(resources.get("parallel", "ddp")), threads
 
 
 def run_processes(assignment: Assignment) -> Report:
     """Run a job's script in its processes and wait for their end.
 
+    Args:
+        assignment: the job's description.
+
     Returns:
-        what the first process reports: ``summary``, ``resumed`` and ``how`` of the job
+        what the first process reports: ``summary``, ``resumed`` and ``run`` of the job
 
     Raises:
         Interrupted: the job was asked to stop.
@@ -123,9 +65,9 @@ def run_processes(assignment: Assignment) -> Report:
     with tempfile.TemporaryDirectory(prefix="iskd-") as place:
         folder = Path(place)
         assignment.write(folder)
-        with _alive(folder), StopRequest().listening() as stop:
+        with _alive(folder), StopRequest().handling_signals() as stop:
             code = _torchrun(assignment, folder, stop)
-        return _verdict(Report.read_all(folder), assignment.processes, code, stop)
+        return _overall_report(Report.read_all(folder), assignment.processes, code, stop)
 
 
 @contextmanager
@@ -140,14 +82,12 @@ def _alive(folder: Path) -> Iterator[None]:
 
 
 def _torchrun(assignment: Assignment, folder: Path, stop: StopRequest) -> int:
-    """Start torchrun, hand on what the job is told, and give torchrun's exit code."""
-    from iskd import worker
-
+    """Start torchrun, forward signals to its processes, and give torchrun's exit code."""
     path = os.pathsep.join(filter(None, [str(SCRIPTS), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--local-addr", "localhost", "--nproc-per-node", str(assignment.processes)]
     # A process that dies is not started again by itself: only the job knows from which state.
-    command += ["--max-restarts", "0", "-m", worker.__name__, str(folder / ASSIGNMENT)]
+    command += ["--max-restarts", "0", "-m", _WORKER, str(folder / ASSIGNMENT)]
     with _log_stream(assignment.log) as stream:
         # Signals that ask to stop are kept from torchrun, which would kill the processes after
         # half a minute. The mask is inherited; the processes lift it, and get what was pending.
@@ -163,20 +103,20 @@ def _torchrun(assignment: Assignment, folder: Path, stop: StopRequest) -> int:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        told: set[Path] = set()
+        notified: set[Path] = set()
         try:
             while True:
                 try:
                     return torchrun.wait(_LOOK)
                 except subprocess.TimeoutExpired:
-                    if stop.asked:
-                        _tell(signal.Signals[stop.asked], folder, told)
+                    if stop.signal_name:
+                        _forward(signal.Signals[stop.signal_name], folder, notified)
         finally:
             if torchrun.poll() is None:
                 torchrun.kill()
                 torchrun.wait()
             if torchrun.returncode < 0:
-                _kill_left(folder)
+                _kill_survivors(folder)
 
 
 @contextmanager
@@ -193,24 +133,24 @@ def _pids(folder: Path) -> dict[Path, int]:
     return {file: int(file.read_text()) for file in folder.glob("*.pid")}
 
 
-def _tell(number: signal.Signals, folder: Path, told: set[Path]) -> None:
-    """Hand a signal on to the processes that have not got it yet."""
+def _forward(number: signal.Signals, folder: Path, notified: set[Path]) -> None:
+    """Send a signal to the processes that have not got it yet."""
     for file, pid in _pids(folder).items():
-        if file not in told:
-            told.add(file)
+        if file not in notified:
+            notified.add(file)
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
 
-def _kill_left(folder: Path) -> None:
+def _kill_survivors(folder: Path) -> None:
     """Kill what a torchrun that was killed has left; each process leads a group of its own."""
     for pid in _pids(folder).values():
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
 
 
-def _verdict(reports: list[Report], processes: int, code: int, stop: StopRequest) -> Report:
-    """Make one end of the ends of all processes."""
+def _overall_report(reports: list[Report], processes: int, code: int, stop: StopRequest) -> Report:
+    """Make one report of the reports of all processes."""
     ends = {report.end: report for report in reversed(reports)}
     if "user" in ends:
         raise UserError(ends["user"].message)
@@ -219,23 +159,25 @@ def _verdict(reports: list[Report], processes: int, code: int, stop: StopRequest
     if code == 0 and len(reports) == processes:
         first = reports[0]
         for key in ("peak_memory_mb", "peak_gpu_memory_mb"):
-            peaks = [report.how[key] for report in reports if report.how.get(key) is not None]
-            first.how[key] = max(peaks, default=None)
-        first.how["gpus"] = sum(report.how["gpus"] for report in reports)
-        joules = [report.how["energy_joules"] for report in reports]
-        first.how["energy_joules"] = None if None in joules else sum(joules)
+            peaks = [report.run[key] for report in reports if report.run.get(key) is not None]
+            first.run[key] = max(peaks, default=None)
+        first.run["gpus"] = sum(report.run["gpus"] for report in reports)
+        joules = [report.run["energy_joules"] for report in reports]
+        first.run["energy_joules"] = None if None in joules else sum(joules)
         return first
-    if stop.asked:
-        raise Interrupted(f"{stop.asked} before there was a state to keep, or after the last one")
-    # The first to fail says why; the others fail because they no longer hear from it.
-    own = [report for report in reports if report.end not in ("done", "told")]
+    if stop.signal_name:
+        raise Interrupted(
+            f"{stop.signal_name} before there was a state to keep, or after the last one"
+        )
+    # The first to fail says why; the others fail because it no longer answers.
+    own = [report for report in reports if report.end not in ("done", "terminated")]
     failed = sorted(own, key=lambda report: report.ended)[:1]
-    said = [f"process {report.rank} of {processes}: {report.message}" for report in failed]
+    reasons = [f"process {report.rank} of {processes}: {report.message}" for report in failed]
     silent = sorted({*range(processes)} - {report.rank for report in reports})
     if silent:
         ranks = " and ".join(str(rank) for rank in silent)
-        said.append(f"process {ranks} left no report, as one that is killed (for memory, say)")
-    message = "; ".join(said) or f"torchrun ended with exit code {code}"
+        reasons.append(f"process {ranks} left no report, as one that is killed (for memory, say)")
+    message = "; ".join(reasons) or f"torchrun ended with exit code {code}"
     if failed and failed[0].end == "failed":
         raise RuntimeError(message)
     raise ChildProcessError(message)

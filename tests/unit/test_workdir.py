@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from iskd.errors import UserError
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.provenance.artifact import MANIFEST
+from iskd.provenance.ledger import STATE_SECONDS
+from iskd.runtime.signals import Interrupted
+from iskd.runtime.workdir import WorkFolder, state_seconds
 from iskd.settings import LearningRates, TrainingSettings
 from iskd.training.loop import fine_tune
-from iskd.training.state import STATE_SECONDS, Interrupted, WorkFolder, state_seconds
 from tests.unit.conftest import POSITIONS, VOCABULARY
 
 SETTINGS = TrainingSettings(
@@ -263,7 +265,7 @@ import sys
 from pathlib import Path
 if "busy" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-from iskd.training.state import WorkFolder
+from iskd.runtime.workdir import WorkFolder
 with WorkFolder(Path(sys.argv[1]), {}).locked():
     print("held", flush=True)
     sys.stdin.read()
@@ -323,8 +325,8 @@ TRAINER = """
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
-from iskd.training.state import WorkFolder
-from tests.unit import test_state as here
+from iskd.runtime.workdir import WorkFolder
+from tests.unit import test_workdir as here
 import torch
 torch.set_num_threads(1)
 work = WorkFolder(Path(sys.argv[1]), {})

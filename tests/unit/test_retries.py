@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from iskd.attempts import attempt
 from iskd.errors import UserError
-from iskd.training.state import Interrupted, WorkFolder
+from iskd.runtime.retries import attempt
+from iskd.runtime.signals import Interrupted
+from iskd.runtime.workdir import WorkFolder
 
 
 class AcceleratorError(RuntimeError):
