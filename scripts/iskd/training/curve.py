@@ -28,7 +28,7 @@ LOWER_RATE = "the training has diverged, lower its learning_rate"
 OnUpdate = Callable[[int, int], Hashable]
 
 
-class Reporter(TrainerCallback):
+class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not typed
     """Write the training curve, and say in the log how far the run is and what is left."""
 
     def __init__(

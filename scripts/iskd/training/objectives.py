@@ -190,7 +190,9 @@ def _divergence(logits: torch.Tensor, target: torch.Tensor, temperature: float) 
             f"the student's vocabulary has {logits.shape[-1]} entries, the teacher's "
             f"{target.shape[-1]}: the objective's term kl needs the same tokenizer for both"
         )
-    value: torch.Tensor = _SoftenedDivergence.apply(logits, target, temperature)
+    value: torch.Tensor = _SoftenedDivergence.apply(  # type: ignore[no-untyped-call]
+        logits, target, temperature
+    )
     return value
 
 

@@ -93,6 +93,7 @@ def make_optimizer(
 
     On a GPU all parameters are brought up to date by one kernel.
     """
+    kinds: dict[str, type[torch.optim.Adam]]
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     fused = torch.cuda.is_available() or None
     return kinds[settings.optimizer](groups, betas=(0.9, settings.beta2), fused=fused)

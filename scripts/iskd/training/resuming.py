@@ -39,7 +39,7 @@ def step_of(state: Path) -> int:
     return int(state.name.removeprefix("checkpoint-"))
 
 
-class StateKeeper(TrainerCallback):
+class StateKeeper(TrainerCallback):  # type: ignore[misc] # the library is not typed
     """Have the Trainer save its state, and vouch for what it saved.
 
     Saving changes no bit of the run: the Trainer keeps the order of its data and all random

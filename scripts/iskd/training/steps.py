@@ -260,8 +260,8 @@ def _measure_order(
 @torch.no_grad()
 def _mean_loss(model: PreTrainedModel, sequences: torch.Tensor, size: int) -> float:
     model.eval()
-    total = sum(
-        float(next_token_loss(model, {"input_ids": part.long().to(model.device)})) * len(part)
-        for part in sequences.split(size)
-    )
+    total = 0.0
+    for part in sequences.split(size):
+        batch = {"input_ids": part.long().to(model.device)}
+        total += next_token_loss(model, batch).item() * len(part)
     return total / len(sequences)

@@ -45,7 +45,7 @@ class _Shares(BatchSampler):
             yield batch[share(len(batch), self.world)] or batch[:1]
 
 
-class ObjectiveTrainer(Trainer):
+class ObjectiveTrainer(Trainer):  # type: ignore[misc] # the library is not typed
     """The library's Trainer with one of our objectives as the loss.
 
     Of a batch that several processes share, each sees its part. Their gradients are averaged, so
@@ -76,7 +76,8 @@ class ObjectiveTrainer(Trainer):
         """Have the processes share the batches that one alone would see, in the same order."""
         together = world()
         if together.size == 1:
-            return super().get_train_dataloader()
+            alone: DataLoader[Any] = super().get_train_dataloader()
+            return alone
         dataset = self.train_dataset
         shares = _Shares(RandomSampler(dataset), self.reporter.batch, together)
         loader = DataLoader(
@@ -86,7 +87,7 @@ class ObjectiveTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
         # As the library prepares it for one process: seeded order, device, epochs.
-        return prepare_data_loader(
+        prepared: DataLoader[Any] = prepare_data_loader(
             loader,
             self.args.device,
             num_processes=1,
@@ -95,6 +96,7 @@ class ObjectiveTrainer(Trainer):
             use_seedable_sampler=True,
             data_seed=self.args.data_seed,
         )
+        return prepared
 
     def training_step(
         self,
@@ -136,4 +138,5 @@ class ObjectiveTrainer(Trainer):
 def _printer() -> type[TrainerCallback]:
     from transformers.trainer_callback import PrinterCallback
 
-    return PrinterCallback
+    printer: type[TrainerCallback] = PrinterCallback
+    return printer
