@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.evaluation.measurements import collect_measurements
-    from iskd.paper.metrics import read_metrics, reductions_of, write_metrics
+    from iskd.paper.metrics import read_metrics, write_metrics
+    from iskd.paper.queries import reductions_of
 
     metrics = read_metrics(Path(job.inputs["metrics"]))
     rows = collect_measurements(job.inputs, job.params["spec"], reductions_of(metrics))

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     from iskd.paper.figures.canvas import save_figure
     from iskd.paper.figures.tradeoff import tradeoff_figure
-    from iskd.paper.metrics import chance_levels, read_metrics
+    from iskd.paper.metrics import read_metrics
+    from iskd.paper.queries import chance_levels
 
     spec = job.params["spec"]
     metrics = read_metrics(Path(job.inputs["metrics"]))

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.metrics import chance_levels, read_metrics
+    from iskd.paper.metrics import read_metrics
+    from iskd.paper.queries import chance_levels
     from iskd.paper.summary import summary_page
     from iskd.provenance.artifact import file_digest
 

@@ -9,9 +9,10 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
+    from iskd.paper.ablation_table import ABLATION_NOTE, ablation_table
     from iskd.paper.metrics import read_metrics
     from iskd.paper.style import arm_styles
-    from iskd.paper.tables import ABLATION_NOTE, ablation_table, save_table
+    from iskd.paper.tables import save_table
 
     spec = job.params["spec"]
     metrics = read_metrics(Path(job.inputs["metrics"]))

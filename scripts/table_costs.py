@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics
+    from iskd.paper.queries import at_headline
     from iskd.paper.resources import COSTS_NOTE, costs_table, save_costs
-    from iskd.paper.tables import at_headline
 
     spec = job.params["spec"]
     tables = [

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.metrics import chance_levels, read_metrics
-    from iskd.paper.tables import MAIN_TABLE_NOTE, at_headline, main_table, save_table
+    from iskd.paper.main_table import MAIN_TABLE_NOTE, main_table
+    from iskd.paper.metrics import read_metrics
+    from iskd.paper.queries import at_headline, chance_levels
+    from iskd.paper.tables import save_table
 
     spec = job.params["spec"]
     metrics = read_metrics(Path(job.inputs["metrics"]))

@@ -10,12 +10,8 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.paper.metrics import read_metrics
-    from iskd.paper.significance import (
-        SIGNIFICANCE_NOTE,
-        save_significance,
-        significance_table,
-    )
-    from iskd.paper.tables import at_headline
+    from iskd.paper.queries import at_headline
+    from iskd.paper.significance import SIGNIFICANCE_NOTE, save_significance, significance_table
 
     spec = job.params["spec"]
     metrics = read_metrics(Path(job.inputs["metrics"]))

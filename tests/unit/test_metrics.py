@@ -11,19 +11,17 @@ from hypothesis import strategies as st
 
 from iskd.errors import UserError
 from iskd.evaluation.retention import corrected_retention, retention
+from iskd.paper.csv_text import csv_text
+from iskd.paper.measures import measure
 from iskd.paper.metrics import (
     KEY_COLUMNS,
     METRIC_COLUMNS,
     _tidied,
-    aggregate,
-    check_chance,
-    csv_text,
-    headline_panels,
-    measure,
     read_metrics,
     tidy,
     write_metrics,
 )
+from iskd.paper.queries import aggregate, check_chance, headline_panels
 
 Row = dict[str, Any]
 

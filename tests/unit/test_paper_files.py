@@ -12,12 +12,14 @@ from huggingface_hub import ModelCard
 from iskd.errors import UserError
 from iskd.paper.bundle import write_bundle
 from iskd.paper.card import model_card
-from iskd.paper.metrics import chance_levels, reductions_of, tidy
+from iskd.paper.main_table import main_table
+from iskd.paper.metrics import tidy
 from iskd.paper.numbers import macro_name, numbers_table, save_numbers
+from iskd.paper.queries import at_headline, chance_levels, reductions_of
 from iskd.paper.resources import costs_table, efficiency_table, save_costs, save_efficiency
 from iskd.paper.significance import save_significance, significance_table
 from iskd.paper.summary import summary_page
-from iskd.paper.tables import at_headline, main_table, save_table
+from iskd.paper.tables import save_table
 from tests.unit.synthetic import GPT2_TASKS, chance_of, headline_of, make_metrics
 
 HEADLINE, CHANCE = headline_of(GPT2_TASKS), chance_of(GPT2_TASKS)

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from iskd.config.checks import block_count, step_count
+from iskd.config.counts import block_count, step_count
 from iskd.config.schema import (
     FITTED,
     Compact,

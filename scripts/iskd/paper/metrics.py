@@ -17,9 +17,7 @@
 import csv
 import io
 import math
-import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ import pandas as pd
 
 from iskd.errors import UserError
 from iskd.evaluation.results import TEACHER_ARM
+from iskd.paper.csv_text import EXACT_INTEGERS, csv_text, rounded
 
 METRIC_COLUMNS = (
     "study",
@@ -48,10 +47,6 @@ METRIC_COLUMNS = (
 KEY_COLUMNS = METRIC_COLUMNS[:8]
 OPTIONAL_COLUMNS = ("low", "high", "clusters")
 """Columns that a row may leave out; a written table has them all."""
-CHANCE = "chance"
-"""The metric that holds the score of guessing, in the rows of the teacher."""
-HELDOUT = ("heldout", "loss")
-PARAMETERS = ("model", "parameters")
 
 _NAME_COLUMNS = ("study", "teacher", "arm", "task", "metric")
 _DTYPES = {
@@ -69,52 +64,6 @@ _DTYPES = {
 _INTEGER_COLUMNS = ("seed", "step", "n", "clusters")
 _FLOAT_COLUMNS = ("reduction", "value", "stderr", "low", "high")
 _MODEL_COLUMNS = ["study", "teacher", "arm", "seed", "step"]
-# Above this a float no longer tells neighbouring integers apart.
-_EXACT_INTEGERS = 2**53
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How one metric is read and printed.
-
-    Attributes:
-        name: what an axis or a column head calls it.
-        short: the same for a narrow column.
-        unit: the unit after multiplication by `factor`; empty for a bare number.
-        factor: from the stored value to the printed one.
-        decimals: of the printed value.
-        higher_is_better: the direction of improvement.
-    """
-
-    name: str
-    short: str
-    unit: str
-    factor: float
-    decimals: int
-    higher_is_better: bool
-
-
-MEASURES: Mapping[str, Measure] = {
-    "acc": Measure("accuracy", "acc", "%", 100.0, 1, True),
-    "acc_norm": Measure("normalised accuracy", "acc_norm", "%", 100.0, 1, True),
-    "exact_match": Measure("exact match", "match", "%", 100.0, 1, True),
-    "loss": Measure("loss", "loss", "nats/token", 1.0, 3, False),
-    "perplexity": Measure("perplexity", "ppl", "", 1.0, 2, False),
-    "word_perplexity": Measure("perplexity per word", "ppl/word", "", 1.0, 2, False),
-    "byte_perplexity": Measure("perplexity per byte", "ppl/byte", "", 1.0, 3, False),
-    "bits_per_byte": Measure("bits per byte", "bits/byte", "", 1.0, 3, False),
-}
-
-
-def measure(metric: str) -> Measure:
-    """Return how `metric` is read and printed.
-
-    Raises:
-        UserError: the metric is not known.
-    """
-    if metric not in MEASURES:
-        raise UserError(f"metric {metric!r} is not known; known are {', '.join(sorted(MEASURES))}")
-    return MEASURES[metric]
 
 
 def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, where: str = "metrics") -> pd.DataFrame:
@@ -185,9 +134,9 @@ def _tidied(frame: pd.DataFrame) -> pd.DataFrame | None:
         return None
     made = frame.copy()
     for name in _FLOAT_COLUMNS:
-        made[name] = [_rounded(x) if math.isfinite(x) else x for x in frame[name].tolist()]
+        made[name] = [rounded(x) if math.isfinite(x) else x for x in frame[name].tolist()]
     whole = made[list(_INTEGER_COLUMNS)]
-    between = (whole >= 0) & (whole < _EXACT_INTEGERS)
+    between = (whole >= 0) & (whole < EXACT_INTEGERS)
     low, high, own = made["low"], made["high"], made["arm"] == TEACHER_ARM
     right = (
         between.fillna(True).to_numpy().all()
@@ -256,108 +205,6 @@ def _parsed(text: str, where: str) -> pd.DataFrame:
             raise UserError(f"{where}, row {i}: {len(cells)} cells instead of {len(header)}")
         rows.append(dict(zip(header, cells, strict=True)))
     return tidy(rows, where)
-
-
-def csv_text(frame: pd.DataFrame) -> str:
-    """Return the frame as CSV text that depends on its content alone.
-
-    Whole numbers have no decimal point, other floats are the shortest text for their value rounded
-    to 10 significant digits, missing values are empty, and lines end in a line feed.
-    """
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(frame.columns)
-    for row in frame.itertuples(index=False, name=None):
-        writer.writerow([_cell_text(cell) for cell in row])
-    return buffer.getvalue()
-
-
-def headline_panels(metrics: pd.DataFrame, headline: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the (task, metric) pairs to show: those of `headline` in its order, then the loss.
-
-    The held-out loss is shown wherever it was measured, whether `headline` names it or not.
-
-    Raises:
-        UserError: the headline is empty, or names a metric that is unknown or was not measured.
-    """
-    pairs = list(zip(metrics["task"], metrics["metric"], strict=True))
-    measured = set(pairs)
-    panels = [(task, metric) for task, metric in headline.items() if task != HELDOUT[0]]
-    if HELDOUT[0] in headline and headline[HELDOUT[0]] != HELDOUT[1]:
-        raise UserError(f"headline: the metric of {HELDOUT[0]!r} is {HELDOUT[1]!r}")
-    if HELDOUT in measured or HELDOUT[0] in headline:
-        panels.append(HELDOUT)
-    if not panels:
-        raise UserError("headline: name at least one task and its metric")
-    for task, metric in panels:
-        measure(metric)
-        if (task, metric) not in measured:
-            known = ", ".join(sorted({m for t, m in measured if t == task})) or "nothing"
-            raise UserError(f"headline: {task}/{metric} was not measured; for {task}: {known}")
-    return panels
-
-
-def check_chance(chance: Mapping[str, float]) -> None:
-    """Check that every chance level is a fraction from 0 up to but not including 1.
-
-    Raises:
-        UserError: one is not, for example a percentage.
-    """
-    for task, level in chance.items():
-        if not 0 <= level < 1:
-            raise UserError(f"chance: {task} has {level}; it must be a fraction, as 0.25 for 25 %")
-
-
-def aggregate(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per study, teacher, arm, step, task and metric: the mean over seeds.
-
-    Takes a frame of `tidy`. Columns added to the keys: `reduction` and `value` (means), `seeds`
-    (how many runs went in), `spread_of`, `spread`, `low`, `high`. With several runs `spread_of` is
-    "seeds", `spread` the standard deviation (n - 1) over them, and `low` and `high` the smallest
-    and largest value; with one run it is "items", `spread` the standard error over the task's
-    items, and `low` and `high` the ends of the row's 95 % interval. What is not known is NaN;
-    `spread_of` is empty where neither is.
-    """
-    keys = ["study", "teacher", "arm", "step", "task", "metric"]
-    groups = metrics.groupby(keys, sort=True)
-    table = groups.agg(
-        reduction=("reduction", "mean"),
-        value=("value", "mean"),
-        seeds=("value", "size"),
-        spread=("value", "std"),
-        least=("value", "min"),
-        most=("value", "max"),
-        stderr=("stderr", "first"),
-        low=("low", "first"),
-        high=("high", "first"),
-    ).reset_index()
-    single = table["seeds"] == 1
-    table["spread"] = table["stderr"].where(single, table["spread"])
-    table["low"] = table["low"].where(single, table["least"])
-    table["high"] = table["high"].where(single, table["most"])
-    # The mean of equal numbers can miss them by a last bit.
-    table["value"] = table["value"].clip(table["least"], table["most"])
-    known = table["spread"].notna() | table["low"].notna()
-    kind = pd.Series("seeds", index=table.index, dtype="str")
-    kind = kind.where(~single, "items").where(known, "")
-    columns = ["reduction", "value", "seeds", "spread_of", "spread", "low", "high"]
-    return table.assign(spread_of=kind)[[*keys, *columns]]
-
-
-def reductions_of(metrics: pd.DataFrame) -> dict[tuple[str, str, int | None, int], float]:
-    """Give the reduction of every model of a frame of `tidy`, by teacher, arm, seed and step."""
-    names = ["teacher", "arm", "seed", "step"]
-    models = metrics[[*names, "reduction"]].drop_duplicates(names)
-    return {
-        (teacher, arm, None if pd.isna(seed) else int(seed), int(step)): float(reduction)
-        for teacher, arm, seed, step, reduction in models.itertuples(index=False, name=None)
-    }
-
-
-def chance_levels(metrics: pd.DataFrame) -> dict[str, float]:
-    """Give the score of guessing by task, for those in which something can be guessed."""
-    rows = metrics[metrics["metric"] == CHANCE].drop_duplicates("task")
-    return dict(zip(rows["task"], rows["value"], strict=True))
 
 
 def _check_columns(names: Iterable[str], where: str) -> None:
@@ -438,7 +285,7 @@ def _name(value: Any, where: str, column: str) -> str:
 def _number(value: Any, where: str, column: str) -> float:
     try:
         # What is kept in memory is what the file can hold, so that both give the same figures.
-        number = math.nan if isinstance(value, bool) else _rounded(float(value))
+        number = math.nan if isinstance(value, bool) else rounded(float(value))
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
@@ -453,25 +300,6 @@ def _integer(value: Any, where: str, column: str) -> int:
         exact = exact and (isinstance(value, str) or whole == value)
     except (TypeError, ValueError, OverflowError):
         exact = False
-    if not exact or whole >= _EXACT_INTEGERS:
+    if not exact or whole >= EXACT_INTEGERS:
         raise UserError(f"{where}: {column} is {value!r}; it must be a whole number from 0 on")
     return whole
-
-
-def _rounded(number: float) -> float:
-    if number.is_integer() and abs(number) < _EXACT_INTEGERS:
-        return number + 0.0  # turns -0.0 into 0.0
-    return float(f"{number:.10g}") + 0.0
-
-
-def _cell_text(cell: Any) -> str:
-    if isinstance(cell, str):
-        return cell
-    if bool(pd.isna(cell)):
-        return ""
-    if isinstance(cell, numbers.Integral):
-        return str(int(cell))
-    number = _rounded(float(cell))
-    if number.is_integer() and abs(number) < _EXACT_INTEGERS:
-        return str(int(number))
-    return repr(number)

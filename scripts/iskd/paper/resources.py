@@ -9,8 +9,9 @@ import pandas as pd
 from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column
 from iskd.paper.formats import MISSING, Quantity, quantity, with_interval, with_spread
-from iskd.paper.metrics import aggregate, tidy
-from iskd.paper.tables import MODEL, in_order, key_columns, save_table
+from iskd.paper.metrics import tidy
+from iskd.paper.queries import MODEL, aggregate
+from iskd.paper.tables import in_order, key_columns, save_table
 
 EFFICIENCY_NOTE = (
     "Size on disk: the weights as published, in the teacher's number format (32 bits: float32; 16: "

@@ -9,9 +9,11 @@ import pandas as pd
 from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column
 from iskd.paper.formats import SHARE, Quantity, fixed, interval, p_value, quantity
-from iskd.paper.metrics import HELDOUT, aggregate, headline_panels, measure, tidy
+from iskd.paper.measures import HELDOUT, measure
+from iskd.paper.metrics import tidy
+from iskd.paper.queries import MODEL, aggregate, headline_panels, values_of
 from iskd.paper.style import arm_styles, task_title
-from iskd.paper.tables import MODEL, in_order, key_columns, save_table, values_of
+from iskd.paper.tables import in_order, key_columns, save_table
 
 SIGNIFICANCE_NOTE = (
     "Difference: model - teacher on the same items, in percentage points for accuracies. Brackets: "
@@ -43,7 +45,7 @@ def significance_table(metrics: pd.DataFrame, headline: Mapping[str, str]) -> pd
         and clusters (sources they come from). What was not measured is missing.
 
     Raises:
-        UserError: as `iskd.paper.metrics.headline_panels`.
+        UserError: as `iskd.paper.queries.headline_panels`.
     """
     checked = tidy(metrics)
     table = aggregate(checked)

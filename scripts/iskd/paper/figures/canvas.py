@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
 from iskd.errors import UserError
-from iskd.paper.metrics import csv_text, tidy
+from iskd.paper.csv_text import csv_text
+from iskd.paper.metrics import tidy
 from iskd.paper.style import COLUMN_WIDTH, REFERENCE_COLOUR, TEXT_WIDTH, ArmStyle, paper_style
 
 FIGURE_FORMATS = ("pdf", "svg", "png")

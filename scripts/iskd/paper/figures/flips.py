@@ -21,7 +21,7 @@ from iskd.paper.figures.canvas import (
     set_title,
     teacher_rows,
 )
-from iskd.paper.metrics import aggregate
+from iskd.paper.queries import aggregate
 from iskd.paper.style import arm_styles, in_arm_order, paper_style, task_title
 
 _LEAST = reference_style("As few as the accuracy allows", (1, 2))

@@ -20,7 +20,8 @@ from iskd.paper.figures.canvas import (
     teacher_rows,
     whole_ticks,
 )
-from iskd.paper.metrics import HELDOUT, aggregate
+from iskd.paper.measures import HELDOUT
+from iskd.paper.queries import aggregate
 from iskd.paper.style import arm_styles, in_arm_order, paper_style, task_title
 
 

@@ -28,7 +28,8 @@ from iskd.paper.figures.canvas import (
     set_title,
     teacher_rows,
 )
-from iskd.paper.metrics import aggregate, check_chance, headline_panels, measure
+from iskd.paper.measures import measure
+from iskd.paper.queries import aggregate, check_chance, headline_panels
 from iskd.paper.style import (
     REFERENCE_COLOUR,
     ArmStyle,
