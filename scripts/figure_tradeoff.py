@@ -1,6 +1,5 @@
 """Draw one teacher's figure: scores and held-out loss against reduction."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.rule import run_rule
@@ -15,7 +14,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.queries import chance_levels
 
     spec = job.params["spec"]
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     figure, plotted = tradeoff_figure(
         metrics,
         spec["headline"],

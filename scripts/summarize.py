@@ -15,7 +15,7 @@ with run_rule(snakemake) as job:
     from iskd.provenance.artifact import file_digest
 
     spec = job.params["spec"]
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     chance = chance_levels(metrics)
     told = spec | {"root": file_digest(Path(job.inputs["metrics_manifest"]))}
     text = summary_page(metrics, spec["headline"], chance, spec["headline_step"], told)

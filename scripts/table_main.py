@@ -1,6 +1,5 @@
 """Write the main table: what each arm keeps at the headline step, beside what is claimed."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.rule import run_rule
@@ -15,7 +14,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.tables import save_table
 
     spec = job.params["spec"]
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     reported = at_headline(metrics, spec["headline_step"])
     chance = chance_levels(metrics)
     table = main_table(reported, spec["headline"], chance, claims=spec["claims"])

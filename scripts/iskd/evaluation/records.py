@@ -60,28 +60,25 @@ def stock_sample(
     task: "ConfigurableTask", described: LmTask, record: dict[str, Any]
 ) -> dict[str, Any]:
     """Turn lm-eval's record of a row into ours."""
-    answers = record["filtered_resps"]
+    answers, texts = record["filtered_resps"], []
     found: dict[str, Any] = {"target": None, "choice": {}, "correct": {}, "scores": {}, "sums": {}}
-    if described.output_type == "multiple_choice":
+    is_choice = described.output_type == "multiple_choice"
+    if is_choice:
         from iskd.evaluation.lm_task import gold
 
         texts = task.doc_to_choice(record["doc"])
         found["target"] = gold(task, record["doc"])
         # Where options are scored a second time without their context, these come last.
         answers = answers[: len(texts)]
-        log_likelihoods = [float(answer[0]) for answer in answers]
-        counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
+    has_verdict = is_choice or described.output_type == "loglikelihood"
+    log_likelihoods = [float(answer[0] if has_verdict else answer) for answer in answers]
+    counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
+    if is_choice:
         found["choice"] = {
             metric: _pick(rule, log_likelihoods, counts, texts)
             for metric, rule in _PICKED_BY.items()
             if metric in described.metrics
         }
-    elif described.output_type == "loglikelihood":
-        log_likelihoods = [float(answer[0]) for answer in answers]
-        counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
-    else:
-        log_likelihoods = [float(answer) for answer in answers]
-        counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
     for metric, aggregation in described.metrics.items():
         value = record[metric]
         if aggregation == MEAN:

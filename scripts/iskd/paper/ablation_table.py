@@ -8,7 +8,7 @@ from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.main_table import main_table
 from iskd.paper.measures import HELDOUT
 from iskd.paper.metrics import tidy
-from iskd.paper.queries import MODEL, aggregate, values_of
+from iskd.paper.queries import MODEL, aggregate, rows_of
 
 ABLATION_NOTE = (
     "Gap: held-out loss above the teacher's. Closed: share of the gap of {baseline} that is not "
@@ -52,7 +52,7 @@ def ablation_table(
         ("training_flops", "training", "flops"),
         ("flops_per_token", "model", "flops_per_token"),
     ):
-        values = values_of(table, task, metric)[[*MODEL, "value"]].rename(columns={"value": name})
+        values = rows_of(table, task, metric)[[*MODEL, "value"]].rename(columns={"value": name})
         main = main.merge(values, on=MODEL, how="left")
     main["tokens"] = main["tokens"].astype("Int64")
     scores = [c for c in main.columns if "/" in c and "retention" not in c]

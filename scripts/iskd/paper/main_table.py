@@ -10,14 +10,7 @@ from iskd.evaluation.results import TEACHER_ARM
 from iskd.evaluation.retention import corrected_retention, retention
 from iskd.paper.measures import PARAMETERS, measure
 from iskd.paper.metrics import tidy
-from iskd.paper.queries import (
-    MODEL,
-    aggregate,
-    check_chance,
-    headline_panels,
-    other_texts,
-    values_of,
-)
+from iskd.paper.queries import MODEL, aggregate, check_chance, headline_panels, other_texts, rows_of
 from iskd.paper.tables import CLAIMED, in_order
 
 MAIN_TABLE_NOTE = (
@@ -70,7 +63,7 @@ def main_table(
     panels += other_texts(checked, headline)
     # Not every task need be run with every seed: the column says how many seeds there are at most.
     frame = table.groupby(MODEL, as_index=False)[["seeds", "reduction"]].max()
-    sizes = values_of(table, *PARAMETERS)[[*MODEL, "value"]]
+    sizes = rows_of(table, *PARAMETERS)[[*MODEL, "value"]]
     frame = frame.merge(sizes.rename(columns={"value": "parameters"}), on=MODEL, how="left")
     last = frame.groupby(MODEL[:3])["step"].transform("max")
     frame = frame[frame["step"] == last]
@@ -103,7 +96,7 @@ def _with_score(
 ) -> pd.DataFrame:
     name = f"{task}/{metric}"
     columns = {key: f"{name}/{key}" for key in ("spread", "spread_of")} | {"value": name}
-    values = values_of(table, task, metric)[[*MODEL, "value", "spread", "spread_of"]]
+    values = rows_of(table, task, metric)[[*MODEL, "value", "spread", "spread_of"]]
     frame = frame.merge(values.rename(columns=columns), on=MODEL, how="left")
     frame[columns["spread_of"]] = frame[columns["spread_of"]].fillna("")
     if not measure(metric).higher_is_better:
@@ -113,7 +106,7 @@ def _with_score(
         if f"{name}/{kind}" not in frame:
             continue
         ends = {key: f"{name}/{kind}_{key}" for key in ("low", "high")}
-        rows = values_of(table, task, f"{metric}_{suffix}")[[*MODEL, *ends]]
+        rows = rows_of(table, task, f"{metric}_{suffix}")[[*MODEL, *ends]]
         frame = frame.merge(rows.rename(columns=ends), on=MODEL, how="left")
     return frame
 

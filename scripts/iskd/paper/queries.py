@@ -6,6 +6,7 @@ import pandas as pd
 
 from iskd.errors import UserError
 from iskd.paper.measures import CHANCE, HELDOUT, measure
+from iskd.paper.metrics import read_metrics
 
 MODEL = ["study", "teacher", "arm", "step"]
 """The columns that name a model, all seeds together."""
@@ -109,11 +110,16 @@ def other_texts(metrics: pd.DataFrame, headline: Mapping[str, str]) -> list[tupl
     ]
 
 
+def read_reported(path: str, headline_step: Mapping[str, int]) -> pd.DataFrame:
+    """Read what tables report of a file of metrics: the steps of `at_headline`."""
+    return at_headline(read_metrics(path), headline_step)
+
+
 def at_headline(metrics: pd.DataFrame, headline_step: Mapping[str, int]) -> pd.DataFrame:
     """Leave out the steps after the one that the tables report, per teacher."""
     return metrics[metrics["step"] <= metrics["teacher"].map(headline_step)]
 
 
-def values_of(table: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    """Pick the rows of one metric."""
+def rows_of(table: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
+    """Pick the rows of one task and metric."""
     return table[(table["task"] == task) & (table["metric"] == metric)]

@@ -65,6 +65,17 @@ def save_table(
     save_columns(readable, frame, stem, caption, label, breaks=breaks)
 
 
+def save_study_table(
+    frame: pd.DataFrame,
+    stem: Path,
+    study: str,
+    about: str,
+    columns: Iterable[Column] | None = None,
+) -> None:
+    """Write a table as `save_table` does, with the study's name before caption and label."""
+    save_table(frame, stem, f"Study {study}: {about}", f"tab:{study}-{stem.name}", columns)
+
+
 def in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """Sort rows by study and teacher, arms as `iskd.paper.style.arm_styles` lists them, and step.
 

@@ -65,11 +65,6 @@ def teacher_rows(metrics: pd.DataFrame, teacher: str) -> pd.DataFrame:
     return own
 
 
-def rows_of(frame: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    """Return the rows of one task and metric."""
-    return frame[(frame["task"] == task) & (frame["metric"] == metric)]
-
-
 def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path, origin: str = "") -> None:
     """Write the figure as `<stem>.pdf`, `.svg` and `.png` (200 dpi), and its numbers as `.csv`.
 
