@@ -1,6 +1,5 @@
 """Collect what clocks and sensors said into one tidy table, beside metrics.csv."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -10,9 +9,10 @@ if TYPE_CHECKING:
 
 with run_rule(snakemake) as job:
     from iskd.evaluation.measurements import collect_measurements
-    from iskd.paper.metrics import read_metrics, reductions_of, write_metrics
+    from iskd.paper.metrics import read_metrics, write_metrics
+    from iskd.paper.queries import reductions_of
 
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     rows = collect_measurements(job.inputs, job.params, reductions_of(metrics))
     write_metrics(rows, job.out / "measurements.csv")
     job.summary |= {"rows": len(rows)}

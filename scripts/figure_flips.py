@@ -1,6 +1,5 @@
 """Draw one teacher's figure: how many answers changed behind each change of accuracy."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -13,6 +12,6 @@ with run_rule(snakemake) as job:
     from iskd.paper.figures.flips import flips_figure
     from iskd.paper.metrics import read_metrics
 
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     drawn = flips_figure(metrics, job.params["headline"], job.wildcards["teacher"])
     save_figure(*drawn, job.out / "flips", job.request_digest)

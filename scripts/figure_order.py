@@ -1,6 +1,5 @@
 """Draw one teacher's figure: which block was replaced when, and the loss that each step added."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -13,7 +12,7 @@ with run_rule(snakemake) as job:
     from iskd.paper.figures.order import order_figure
     from iskd.paper.metrics import read_metrics
 
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     save_figure(
         *order_figure(metrics, job.wildcards["teacher"]), job.out / "order", job.request_digest
     )

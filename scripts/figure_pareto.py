@@ -1,6 +1,5 @@
 """Draw one teacher's figure: loss against parameters, measured decoding speed and memory."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -13,8 +12,6 @@ with run_rule(snakemake) as job:
     from iskd.paper.figures.pareto import pareto_figure
     from iskd.paper.metrics import read_metrics
 
-    metrics, measurements = (
-        read_metrics(Path(job.inputs[name])) for name in ("metrics", "measurements")
-    )
+    metrics, measurements = (read_metrics(job.inputs[name]) for name in ("metrics", "measurements"))
     drawn = pareto_figure(metrics, measurements, job.wildcards["teacher"])
     save_figure(*drawn, job.out / "pareto", job.request_digest)

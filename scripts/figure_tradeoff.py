@@ -1,6 +1,5 @@
 """Draw one teacher's figure: scores and held-out loss against reduction."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -11,10 +10,11 @@ if TYPE_CHECKING:
 with run_rule(snakemake) as job:
     from iskd.paper.figures.canvas import save_figure
     from iskd.paper.figures.tradeoff import tradeoff_figure
-    from iskd.paper.metrics import chance_levels, read_metrics
+    from iskd.paper.metrics import read_metrics
+    from iskd.paper.queries import chance_levels
 
     spec = job.params
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     figure, plotted = tradeoff_figure(
         metrics,
         spec["headline"],

@@ -1,6 +1,5 @@
 """Write the model card of one checkpoint, with what was measured of it."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -15,9 +14,7 @@ with run_rule(snakemake) as job:
     from iskd.provenance.tensors import dominant_dtype, weight_files
 
     spec = job.params
-    metrics, measurements = (
-        read_metrics(Path(job.inputs[name])) for name in ("metrics", "measurements")
-    )
+    metrics, measurements = (read_metrics(job.inputs[name]) for name in ("metrics", "measurements"))
     stored = dominant_dtype(weight_files(job.folder("checkpoint")))
     teacher = read_manifest(job.folder("teacher")).summary
     text = model_card(

@@ -1,6 +1,5 @@
 """Write a LaTeX macro for every number of measurements.csv at the headline step."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -13,6 +12,6 @@ with run_rule(snakemake) as job:
     from iskd.paper.numbers import numbers_table, save_numbers
 
     spec = job.params
-    table = numbers_table(read_metrics(Path(job.inputs["measurements"])), spec["headline_step"])
+    table = numbers_table(read_metrics(job.inputs["measurements"]), spec["headline_step"])
     save_numbers(table, job.out / "numbers", f"Measured numbers of the study {spec['study']}.")
     job.summary |= {"numbers": len(table)}

@@ -14,7 +14,7 @@ with run_rule(snakemake) as job:
     from iskd.provenance.artifact import file_digest
 
     spec = job.params
-    table = numbers_table(read_metrics(Path(job.inputs["metrics"])), spec["headline_step"])
+    table = numbers_table(read_metrics(job.inputs["metrics"]), spec["headline_step"])
     root = file_digest(Path(job.inputs["metrics_manifest"]))
     save_numbers(table, job.out / "numbers", f"Numbers of the study {spec['study']}.", root)
     job.summary |= {"numbers": len(table)}

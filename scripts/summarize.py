@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.metrics import chance_levels, read_metrics
+    from iskd.paper.metrics import read_metrics
+    from iskd.paper.queries import chance_levels
     from iskd.paper.summary import summary_page
     from iskd.provenance.artifact import file_digest
 
     spec = job.params
-    metrics = read_metrics(Path(job.inputs["metrics"]))
+    metrics = read_metrics(job.inputs["metrics"])
     chance = chance_levels(metrics)
     told = {**spec, "root": file_digest(Path(job.inputs["metrics_manifest"]))}
     text = summary_page(metrics, spec["headline"], chance, spec["headline_step"], told)

@@ -1,6 +1,5 @@
 """Write what each arm lost, what that cost, and how much of the first arm's gap it closes."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -9,15 +8,15 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.metrics import read_metrics
+    from iskd.paper.ablation_table import ABLATION_NOTE, ablation_table
+    from iskd.paper.queries import read_reported
     from iskd.paper.style import arm_styles
-    from iskd.paper.tables import ABLATION_NOTE, ablation_table, save_table
+    from iskd.paper.tables import save_study_table
 
     spec = job.params
-    metrics = read_metrics(Path(job.inputs["metrics"]))
-    reported = metrics[metrics["step"] <= metrics["teacher"].map(spec["headline_step"])]
     baseline = spec["baseline"]
+    reported = read_reported(job.inputs["metrics"], spec["headline_step"])
     table = ablation_table(reported, spec["headline"], baseline)
     name = arm_styles([baseline])[baseline].label if baseline else "no arm"
-    caption = f"Study {spec['study']}: arms by held-out loss. {ABLATION_NOTE.format(baseline=name)}"
-    save_table(table, job.out / "ablation", caption, f"tab:{spec['study']}-ablation")
+    about = f"arms by held-out loss. {ABLATION_NOTE.format(baseline=name)}"
+    save_study_table(table, job.out / "ablation", spec["study"], about)

@@ -1,6 +1,5 @@
 """Write what each arm cost: tokens, FLOPs, device hours, energy."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -9,14 +8,15 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.metrics import read_metrics
-    from iskd.paper.resources import COSTS_NOTE, costs_table, save_costs
-    from iskd.paper.tables import at_headline
+    from iskd.paper.queries import read_reported
+    from iskd.paper.resources import COSTS_NOTE, costs_columns, costs_table
+    from iskd.paper.tables import save_study_table
 
     spec = job.params
     tables = [
-        at_headline(read_metrics(Path(job.inputs[name])), spec["headline_step"])
+        read_reported(job.inputs[name], spec["headline_step"])
         for name in ("metrics", "measurements")
     ]
-    caption = f"Study {spec['study']}: what the arms cost. {COSTS_NOTE}"
-    save_costs(costs_table(*tables), job.out / "costs", caption, f"tab:{spec['study']}-costs")
+    table = costs_table(*tables)
+    about = f"what the arms cost. {COSTS_NOTE}"
+    save_study_table(table, job.out / "costs", spec["study"], about, costs_columns(table))

@@ -1,6 +1,5 @@
 """Write what each arm needs: parameters, memory and speed, beside its teacher."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -9,19 +8,15 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.metrics import read_metrics
-    from iskd.paper.resources import EFFICIENCY_NOTE, efficiency_table, save_efficiency
-    from iskd.paper.tables import at_headline
+    from iskd.paper.queries import read_reported
+    from iskd.paper.resources import EFFICIENCY_NOTE, efficiency_columns, efficiency_table
+    from iskd.paper.tables import save_study_table
 
     spec = job.params
     tables = [
-        at_headline(read_metrics(Path(job.inputs[name])), spec["headline_step"])
+        read_reported(job.inputs[name], spec["headline_step"])
         for name in ("metrics", "measurements")
     ]
-    caption = f"Study {spec['study']}: size, memory and speed. {EFFICIENCY_NOTE}"
-    save_efficiency(
-        efficiency_table(*tables),
-        job.out / "efficiency",
-        caption,
-        f"tab:{spec['study']}-efficiency",
-    )
+    table = efficiency_table(*tables)
+    about = f"size, memory and speed. {EFFICIENCY_NOTE}"
+    save_study_table(table, job.out / "efficiency", spec["study"], about, efficiency_columns(table))

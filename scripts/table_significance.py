@@ -1,6 +1,5 @@
 """Write how each arm differs from its teacher, item by item, and how sure that is."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
@@ -9,16 +8,13 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with run_rule(snakemake) as job:
-    from iskd.paper.metrics import read_metrics
-    from iskd.paper.significance import (
-        SIGNIFICANCE_NOTE,
-        save_significance,
-        significance_table,
-    )
-    from iskd.paper.tables import at_headline
+    from iskd.paper.queries import read_reported
+    from iskd.paper.significance import SIGNIFICANCE_NOTE, significance_columns, significance_table
+    from iskd.paper.tables import save_study_table
 
     spec = job.params
-    metrics = read_metrics(Path(job.inputs["metrics"]))
-    table = significance_table(at_headline(metrics, spec["headline_step"]), spec["headline"])
-    caption = f"Study {spec['study']}: differences to the teacher. {SIGNIFICANCE_NOTE}"
-    save_significance(table, job.out / "significance", caption, f"tab:{spec['study']}-significance")
+    reported = read_reported(job.inputs["metrics"], spec["headline_step"])
+    table = significance_table(reported, spec["headline"])
+    about = f"differences to the teacher. {SIGNIFICANCE_NOTE}"
+    columns = significance_columns(table)
+    save_study_table(table, job.out / "significance", spec["study"], about, columns)

@@ -220,8 +220,9 @@ def _memory(asked: argparse.Namespace) -> int:
 
 
 def _reproduce(asked: argparse.Namespace) -> int:
-    from iskd.audit.reproduce import Reproduced, Twin, choose, reproduce
+    from iskd.audit.reproduce import Twin, choose, reproduce
     from iskd.audit.trace import study_of
+    from iskd.audit.verdict import Reproduced
     from iskd.provenance.statement import canonical_json
 
     study = study_of(asked.file)

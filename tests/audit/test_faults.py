@@ -538,8 +538,8 @@ def forge_everything(results: Results) -> None:
     samples = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     for sample in samples:
         sample["correct"] = dict.fromkeys(sample["correct"], True)
-    from iskd.evaluation.harness import metrics_of
     from iskd.evaluation.results import write_result
+    from iskd.evaluation.scores import metrics_of
 
     metrics = metrics_of(samples, "cbt_context", stock=False)
     facts = json.loads((results / f"{ANSWERS}/result.json").read_text("utf-8"))["facts"]

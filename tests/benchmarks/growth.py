@@ -163,9 +163,12 @@ def model(factor: int) -> Work:
 
 def arms(factor: int) -> Work:
     """The tables that compare all arms; the size is in arms."""
-    from iskd.paper.metrics import csv_text, read_metrics, tidy
+    from iskd.paper.ablation_table import ablation_table
+    from iskd.paper.csv_text import csv_text
+    from iskd.paper.main_table import main_table
+    from iskd.paper.metrics import read_metrics, tidy
     from iskd.paper.significance import significance_table
-    from iskd.paper.tables import ablation_table, main_table, save_table
+    from iskd.paper.tables import save_table
     from tests.unit.synthetic import GPT2_TASKS, chance_of, headline_of, make_metrics, some_arms
 
     rows, _ = make_metrics(some_arms(ARMS * factor))

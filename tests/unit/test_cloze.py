@@ -9,14 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iskd.data.cloze import (
-    CONTEXT_SENTENCES,
-    MAX_PER_STORY,
-    OPTIONS,
-    cloze_rows,
-    same_word,
-    split_sentences,
-)
+from iskd.data.cloze import CONTEXT_SENTENCES, MAX_PER_STORY, OPTIONS, cloze_rows
+from iskd.data.english import same_word, split_sentences
 from iskd.data.row_kinds import read_rows
 from iskd.data.rows import write_rows
 from iskd.data.sources import sources

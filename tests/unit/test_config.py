@@ -427,7 +427,11 @@ def test_defaults_are_the_published_settings() -> None:
 def test_the_studies_that_come_with_the_workflow_are_good(file: str) -> None:
     raw = yaml.safe_load((ROOT / "config" / file).read_text())
     # What a config leaves to its model, as the hub would tell it.
-    load_study(fill_in(raw, file, lambda *_: {"model_type": "gpt2", "n_layer": 12}), file)
+    study = load_study(fill_in(raw, file, lambda *_: {"model_type": "gpt2", "n_layer": 12}), file)
+    for section in ("teachers", "tasks", "arms"):
+        assert getattr(study, section).keys() == raw[section].keys()
+    # Nothing in it is left to a default that the schema itself would refuse.
+    assert load_study(study.model_dump(mode="json"), file) == study
 
 
 def test_the_published_study_names_the_published_orders() -> None:
@@ -559,4 +563,8 @@ def test_a_data_folder_that_is_not_there_is_said(
 
 
 def test_a_study_without_local_files_needs_no_folder() -> None:
-    check_data_files(load_study(TINY, "my.yaml"), "my.yaml")
+    study = load_study(TINY, "my.yaml")
+    check_data_files(study, "my.yaml")
+    # It did not ask for the folder, which would have been refused.
+    with pytest.raises(UserError, match="data_folder: missing"):
+        data_folder(study, "my.yaml")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -157,6 +158,9 @@ def test_dollar_signs_are_no_formula(metrics: pd.DataFrame) -> None:
     odd = metrics.assign(arm=metrics["arm"].replace("kd", "a$b$c_"))
     figure, _ = tradeoff_figure(odd, HEADLINE, CHANCE, "gpt2")
     figure.draw_without_rendering()
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert any(r"A\$b\$c" in text for text in shown)
+    assert not any(is_math_text(text) for text in shown)
 
 
 def test_one_figure_per_teacher(metrics: pd.DataFrame) -> None:

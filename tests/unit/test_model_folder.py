@@ -46,6 +46,10 @@ def test_a_whole_folder_passes(model: Path) -> None:
     check_model_folder(model, "f: key")
     in_shards(model)
     check_model_folder(model, "f: key")
+    # They were looked at: without one of them the folder is not whole.
+    (model / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model-00002-of-00002.* is not there"):
+        check_model_folder(model, "f: key")
 
 
 def test_older_tokenizers_are_tokenizers(model: Path) -> None:
@@ -56,6 +60,8 @@ def test_older_tokenizers_are_tokenizers(model: Path) -> None:
         check_model_folder(model, "f: key")
         for name in names:
             (model / name).unlink()
+        with pytest.raises(UserError, match="tokenizer"):
+            check_model_folder(model, "f: key")
 
 
 def no_tokenizer(folder: Path) -> None:

@@ -12,12 +12,14 @@ from huggingface_hub import ModelCard
 from iskd.errors import UserError
 from iskd.paper.bundle import write_bundle
 from iskd.paper.card import model_card
-from iskd.paper.metrics import chance_levels, reductions_of, tidy
+from iskd.paper.main_table import main_table
+from iskd.paper.metrics import tidy
 from iskd.paper.numbers import macro_name, numbers_table, save_numbers
-from iskd.paper.resources import costs_table, efficiency_table, save_costs, save_efficiency
-from iskd.paper.significance import save_significance, significance_table
+from iskd.paper.queries import at_headline, chance_levels, reductions_of
+from iskd.paper.resources import costs_columns, costs_table, efficiency_columns, efficiency_table
+from iskd.paper.significance import significance_columns, significance_table
 from iskd.paper.summary import summary_page
-from iskd.paper.tables import at_headline, main_table, save_table
+from iskd.paper.tables import save_table
 from tests.unit.synthetic import GPT2_TASKS, chance_of, headline_of, make_metrics
 
 HEADLINE, CHANCE = headline_of(GPT2_TASKS), chance_of(GPT2_TASKS)
@@ -97,11 +99,13 @@ def test_every_table_is_written_in_four_forms(
         main = main_table(metrics, HEADLINE, CHANCE)
         save_table(main, folder / "main", "Main.", "tab:main")
         differs = significance_table(metrics, HEADLINE)
-        save_significance(differs, folder / "significance", "Differences.", "tab:d")
+        columns = significance_columns(differs)
+        save_table(differs, folder / "significance", "Differences.", "tab:d", columns)
         needs = efficiency_table(metrics, measurements)
-        save_efficiency(needs, folder / "efficiency", "Needs.", "tab:e")
+        columns = efficiency_columns(needs)
+        save_table(needs, folder / "efficiency", "Needs.", "tab:e", columns)
         costs = costs_table(metrics, measurements)
-        save_costs(costs, folder / "costs", "Costs.", "tab:c")
+        save_table(costs, folder / "costs", "Costs.", "tab:c", costs_columns(costs))
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert len(names) == 4 * 4
     for name in names:

@@ -59,3 +59,4 @@ def test_a_work_folder_that_was_half_removed_goes_too(artifact: Path, tmp_path: 
 
 def test_results_that_are_not_there_are_no_error(tmp_path: Path) -> None:
     sweep(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,10 @@ import pytest
 
 from iskd.errors import UserError
 from iskd.paper import metrics as metrics_module
+from iskd.paper.ablation_table import ablation_table
+from iskd.paper.main_table import MAIN_TABLE_NOTE, main_table
 from iskd.paper.metrics import tidy, write_metrics
-from iskd.paper.tables import MAIN_TABLE_NOTE, ablation_table, main_table, save_table
+from iskd.paper.tables import save_table
 
 HEADLINE = {"hellaswag": "acc_norm", "cbt_context": "acc"}
 CHANCE = {"hellaswag": 0.25}
@@ -199,7 +201,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from iskd.paper.metrics import read_metrics
-from iskd.paper.tables import main_table, save_table
+from iskd.paper.main_table import main_table
+from iskd.paper.tables import save_table
 metrics = read_metrics(Path(sys.argv[1]))
 table = main_table(metrics, {"hellaswag": "acc_norm", "cbt_context": "acc"}, {"hellaswag": 0.25})
 save_table(table, Path(sys.argv[2]) / "main", "caption ± –", "tab:main")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from iskd.audit.reproduce import no_network
+from iskd.audit.isolation import no_network
 from tests.measured import is_measured
 
 ROOT = Path(__file__).resolve().parents[2]

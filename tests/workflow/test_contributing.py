@@ -186,7 +186,8 @@ def test_a_family(empty: Follower) -> None:
         "scripts/iskd/config/schema.py", '"qwen3", "gpt_neox"]', '"qwen3", "gpt_neox", "olmo"]'
     )
     empty.python("-m", "iskd.config")
-    empty.edit("scripts/iskd/config/checks.py", '"gpt_neox": 8, ', '"gpt_neox": 8, "olmo": 2, ')
+    rules = "scripts/iskd/config/block_rules.py"
+    empty.edit(rules, '"gpt_neox": 8, ', '"gpt_neox": 8, "olmo": 2, ')
     empty.after(
         "docs/methods.md", "|---|---|---|---|\n", "| `olmo` | `OlmoForCausalLM` | rotary | |\n"
     )

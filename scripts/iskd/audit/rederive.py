@@ -175,9 +175,9 @@ def evaluations(folder: StudyFolder) -> Iterator[Finding]:
 
 
 def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterator[Finding]:
-    from iskd.evaluation.harness import metrics_of
     from iskd.evaluation.losses import heldout_metrics
     from iskd.evaluation.results import RESULT, SAMPLES, read_result, read_samples
+    from iskd.evaluation.scores import metrics_of
 
     unpacked(folder.path / place / SAMPLES)
     samples = read_samples(folder.path / place / SAMPLES)

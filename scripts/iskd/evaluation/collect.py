@@ -7,9 +7,9 @@ from typing import Any
 
 from iskd.errors import UserError
 from iskd.evaluation import statistics
-from iskd.evaluation.harness import score_of
 from iskd.evaluation.metric import Metric, metric_of
 from iskd.evaluation.results import TEACHER_ARM, ModelKey, model_key, read_result, read_samples
+from iskd.evaluation.scores import score_of
 
 HELDOUT = "heldout"
 MODEL = "model"

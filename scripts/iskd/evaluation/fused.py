@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.phi.modeling_phi import PhiMLP
@@ -34,9 +36,32 @@ class _LinearGELU(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map (..., inputs) to (..., outputs)."""
-        return torch.ops.mkldnn._linear_pointwise(
-            hidden, self._weight, self._bias, "gelu", [], "tanh"
-        )
+        return _linear_gelu(hidden, self._weight, self._bias)
+
+
+def _linear_gelu(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "gelu", [], "tanh")
+
+
+@cache
+def has_linear_gelu() -> bool:
+    """Tell whether oneDNN's operation is there, and does what is expected of it.
+
+    torch promises neither for an operation that it keeps to itself. Without it a model keeps its
+    products, and GELU is an operation of its own.
+    """
+    hidden, weight = torch.linspace(-9, 9, 12).reshape(3, 4), torch.linspace(-1, 1, 8).reshape(2, 4)
+    for bias in (None, torch.tensor([0.5, -0.5])):
+        try:
+            found = _linear_gelu(hidden, weight, bias)
+        except (AttributeError, RuntimeError, TypeError):
+            return False
+        wanted = functional.gelu(functional.linear(hidden, weight, bias), approximate="tanh")
+        if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-5, atol=1e-6):
+            return False
+    return True
 
 
 @contextmanager
@@ -78,9 +103,4 @@ def fused_gelu(model: "PreTrainedModel") -> Iterator[None]:
 def _is_fusible(layer: nn.Linear | Conv1D) -> bool:
     """Tell whether oneDNN computes a layer as exactly as torch does: in float32, on a processor."""
     weight = layer.weight
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and has_linear_gelu()

@@ -5,7 +5,7 @@ Importing this module is cheap; lm-eval and torch are imported when a task is ev
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,11 @@ from iskd.data.row_kinds import read_rows
 from iskd.data.rows import Row, read_any_rows
 from iskd.data.sources import sources
 from iskd.errors import UserError
-from iskd.evaluation.catalogue import MEAN, LmTask, find_task
-from iskd.evaluation.kinds import KINDS, Kind, Rule
-from iskd.evaluation.metric import Metric, metric_of
+from iskd.evaluation.catalogue import find_task
+from iskd.evaluation.kinds import KINDS
+from iskd.evaluation.metric import Metric
+from iskd.evaluation.records import own_sample, stock_sample
+from iskd.evaluation.scores import chance_of, metrics_of
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -105,11 +107,13 @@ def evaluate_task(
         {
             "index": index,
             "source": source,
-            **_sample(KINDS[kind], index, record, task.doc_to_choice(record["doc"])),
+            **own_sample(KINDS[kind], index, record, task.doc_to_choice(record["doc"])),
         }
         for index, (source, record) in enumerate(zip(sources(rows), records, strict=True))
     ]
-    return TaskResult(kind, metrics_of(samples, kind, stock=False), _chance(samples), cut, samples)
+    return TaskResult(
+        kind, metrics_of(samples, kind, stock=False), chance_of(samples), cut, samples
+    )
 
 
 def evaluate_stock_task(
@@ -156,14 +160,14 @@ def evaluate_stock_task(
     task, records, numbers, cut = _ask(model, tokenizer, asking)
     named = sources([record["doc"] for record in records])
     samples = [
-        {"index": int(record["doc_id"]), "source": source, **_stock_sample(task, described, record)}
+        {"index": int(record["doc_id"]), "source": source, **stock_sample(task, described, record)}
         for record, source in zip(records, named, strict=True)
     ]
     metrics = metrics_of(samples, name, stock=True)
     for metric, found in metrics.items():
         if not math.isclose(found.value, numbers[metric], rel_tol=1e-9, abs_tol=1e-12):
             raise RuntimeError(f"{name}: lm-eval works out {metric} otherwise")
-    chance = _chance(samples) if described.output_type == "multiple_choice" else None
+    chance = chance_of(samples) if described.output_type == "multiple_choice" else None
     return TaskResult(name, metrics, chance, cut, samples)
 
 
@@ -225,144 +229,3 @@ def _check_tokenizer(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBa
             f"tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens and the model "
             f"{model.name_or_path!r} {known}: give the model its own tokenizer"
         )
-
-
-def _sample(kind: Kind, index: int, record: dict[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    """Turn lm-eval's record of a row into ours.
-
-    Raises:
-        RuntimeError: lm-eval's verdict is not the one that the kind's rule gives. Its rules would
-            have changed, and the numbers could not be compared with older ones.
-    """
-    answers = record["filtered_resps"]
-    log_likelihoods = [float(answer[0]) for answer in answers]
-    token_counts = [int(answer.tokens) for answer in answers]
-    choice = {
-        name: _pick(rule, log_likelihoods, token_counts, texts)
-        for name, rule in kind.metrics.items()
-    }
-    target = int(record["target"])
-    for name, picked in choice.items():
-        if float(picked == target) != record[name]:
-            raise RuntimeError(f"{kind.name}, row {index}: lm-eval picks otherwise by {name}")
-    return {
-        "target": target,
-        "choice": choice,
-        "correct": {name: picked == target for name, picked in choice.items()},
-        "log_likelihoods": log_likelihoods,
-        "token_counts": token_counts,
-    }
-
-
-def _pick(
-    rule: Rule, log_likelihoods: list[float], token_counts: list[int], texts: Sequence[str]
-) -> int:
-    """Return the option that the rule picks, the first of several equals."""
-    divisors = {
-        "sum": [1] * len(texts),
-        "token_mean": token_counts,
-        "char_mean": [len(text) for text in texts],
-    }[rule]
-    scores = [ll / divisor for ll, divisor in zip(log_likelihoods, divisors, strict=True)]
-    return scores.index(max(scores))
-
-
-_PICKED_BY: dict[str, Rule] = {"acc": "sum", "acc_norm": "char_mean"}
-"""The rules of lm-eval's metrics for options; by its other metrics the option is not told."""
-
-
-def _stock_sample(
-    task: "ConfigurableTask", described: LmTask, record: dict[str, Any]
-) -> dict[str, Any]:
-    """Turn lm-eval's record of a row into ours."""
-    answers = record["filtered_resps"]
-    found: dict[str, Any] = {"target": None, "choice": {}, "correct": {}, "scores": {}, "sums": {}}
-    if described.output_type == "multiple_choice":
-        from iskd.evaluation.lm_task import gold
-
-        texts = task.doc_to_choice(record["doc"])
-        found["target"] = gold(task, record["doc"])
-        # Where options are scored a second time without their context, these come last.
-        answers = answers[: len(texts)]
-        log_likelihoods = [float(answer[0]) for answer in answers]
-        counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
-        found["choice"] = {
-            metric: _pick(rule, log_likelihoods, counts, texts)
-            for metric, rule in _PICKED_BY.items()
-            if metric in described.metrics
-        }
-    elif described.output_type == "loglikelihood":
-        log_likelihoods = [float(answer[0]) for answer in answers]
-        counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
-    else:
-        log_likelihoods = [float(answer) for answer in answers]
-        counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
-    for metric, aggregation in described.metrics.items():
-        value = record[metric]
-        if aggregation == MEAN:
-            kind = "correct" if float(value) in (0.0, 1.0) else "scores"
-            found[kind][metric] = bool(value) if kind == "correct" else float(value)
-        elif aggregation == "perplexity":
-            found["sums"][metric] = [float(value), 1]
-        else:
-            found["sums"][metric] = [float(value[0]), int(value[1])]
-    return found | {"log_likelihoods": log_likelihoods, "token_counts": counts}
-
-
-def metrics_of(
-    samples: Sequence[Mapping[str, Any]], kind: str, *, stock: bool
-) -> dict[str, Metric]:
-    """Work a task's metrics out of the records of :class:`TaskResult`.
-
-    Args:
-        samples: one record per row.
-        kind: a key of KINDS, or lm-eval's name of a task.
-        stock: whether it is lm-eval's.
-    """
-    if stock:
-        return {metric: stock_metric(samples, metric) for metric in find_task(kind).metrics}
-    return accuracies(samples, list(KINDS[kind].metrics))
-
-
-def accuracies(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Metric]:
-    """Give the share of right answers by metric, over the records of :class:`TaskResult`."""
-    from iskd.evaluation import statistics
-
-    named = [sample["source"] for sample in samples]
-    return {
-        name: metric_of(
-            statistics.proportion([sample["correct"][name] for sample in samples], named)
-        )
-        for name in names
-    }
-
-
-def stock_metric(samples: Sequence[Mapping[str, Any]], metric: str) -> Metric:
-    """Work a metric of lm-eval's out of the records of :class:`TaskResult`.
-
-    A mean of zeros and ones is an accuracy; of other numbers, a mean. Of sums of log-likelihoods
-    and counts it is the perplexity, or bits where the metric is called so.
-    """
-    from iskd.evaluation import statistics
-
-    named = [sample["source"] for sample in samples]
-    if metric in samples[0]["sums"]:
-        losses = [-sample["sums"][metric][0] for sample in samples]
-        counts = [sample["sums"][metric][1] for sample in samples]
-        if metric.startswith("bits_per"):
-            bits = [loss / math.log(2) for loss in losses]
-            return metric_of(statistics.ratio(bits, counts, named))
-        return metric_of(statistics.perplexity(losses, counts, named))
-    if all(metric in sample["correct"] for sample in samples):
-        return accuracies(samples, [metric])[metric]
-    return metric_of(statistics.mean([score_of(s, metric) for s in samples], named))
-
-
-def score_of(sample: Mapping[str, Any], metric: str) -> float:
-    """Give what a row adds to a mean: 0 or 1 for an accuracy."""
-    found = sample["correct"].get(metric)
-    return float(sample["scores"][metric] if found is None else found)
-
-
-def _chance(samples: Sequence[Mapping[str, Any]]) -> float:
-    return math.fsum(1 / len(s["log_likelihoods"]) for s in samples) / len(samples)

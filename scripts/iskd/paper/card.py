@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from iskd.paper.columns import Column
 from iskd.paper.formats import is_known, p_value, quantity, with_interval
 from iskd.paper.layout import escape_markdown, markdown_rows
-from iskd.paper.metrics import CHANCE, measure
+from iskd.paper.measures import CHANCE, measure
 from iskd.paper.style import task_title
 
 _FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}

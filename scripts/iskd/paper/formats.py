@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from iskd.errors import UserError
-from iskd.paper.metrics import measure
+from iskd.paper.measures import measure
 
 MISSING = "–"
 """What stands for a number that was not measured."""

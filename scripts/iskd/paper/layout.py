@@ -9,9 +9,9 @@ import pandas as pd
 
 from iskd.errors import UserError
 from iskd.paper.columns import Column, groups_of, own_head
+from iskd.paper.csv_text import csv_text
 from iskd.paper.formats import with_unit
 from iskd.paper.latex import tex_table
-from iskd.paper.metrics import csv_text
 
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#])")
 _HTML_STYLE = """\

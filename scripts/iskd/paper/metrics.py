@@ -17,9 +17,7 @@
 import csv
 import io
 import math
-import numbers
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,93 +26,17 @@ import pandas as pd
 
 from iskd.errors import UserError
 from iskd.evaluation.results import TEACHER_ARM
+from iskd.paper.csv_text import EXACT_INTEGERS, csv_text, rounded
 
 METRIC_COLUMNS = (
-    "study",
-    "teacher",
-    "arm",
-    "seed",
-    "step",
-    "reduction",
-    "task",
-    "metric",
-    "value",
-    "stderr",
-    "low",
-    "high",
-    "n",
-    "clusters",
+    *("study", "teacher", "arm", "seed", "step", "reduction", "task", "metric"),
+    *("value", "stderr", "low", "high", "n", "clusters"),
 )
 KEY_COLUMNS = METRIC_COLUMNS[:8]
 OPTIONAL_COLUMNS = ("low", "high", "clusters")
 """Columns that a row may leave out; a written table has them all."""
-CHANCE = "chance"
-"""The metric that holds the score of guessing, in the rows of the teacher."""
-HELDOUT = ("heldout", "loss")
-PARAMETERS = ("model", "parameters")
 
-_NAME_COLUMNS = ("study", "teacher", "arm", "task", "metric")
-_DTYPES = {
-    **dict.fromkeys(_NAME_COLUMNS, "str"),
-    "seed": "Int64",
-    "step": "int64",
-    "reduction": "float64",
-    "value": "float64",
-    "stderr": "float64",
-    "low": "float64",
-    "high": "float64",
-    "n": "Int64",
-    "clusters": "Int64",
-}
-_INTEGER_COLUMNS = ("seed", "step", "n", "clusters")
-_FLOAT_COLUMNS = ("reduction", "value", "stderr", "low", "high")
 _MODEL_COLUMNS = ["study", "teacher", "arm", "seed", "step"]
-# Above this a float no longer tells neighbouring integers apart.
-_EXACT_INTEGERS = 2**53
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How one metric is read and printed.
-
-    Attributes:
-        name: what an axis or a column head calls it.
-        short: the same for a narrow column.
-        unit: the unit after multiplication by `factor`; empty for a bare number.
-        factor: from the stored value to the printed one.
-        decimals: of the printed value.
-        higher_is_better: the direction of improvement.
-    """
-
-    name: str
-    short: str
-    unit: str
-    factor: float
-    decimals: int
-    higher_is_better: bool
-
-
-MEASURES: Mapping[str, Measure] = {
-    "acc": Measure("accuracy", "acc", "%", 100.0, 1, True),
-    "acc_norm": Measure("normalised accuracy", "acc_norm", "%", 100.0, 1, True),
-    "exact_match": Measure("exact match", "match", "%", 100.0, 1, True),
-    "loss": Measure("loss", "loss", "nats/token", 1.0, 3, False),
-    "perplexity": Measure("perplexity", "ppl", "", 1.0, 2, False),
-    "word_perplexity": Measure("perplexity per word", "ppl/word", "", 1.0, 2, False),
-    "byte_perplexity": Measure("perplexity per byte", "ppl/byte", "", 1.0, 3, False),
-    "bits_per_byte": Measure("bits per byte", "bits/byte", "", 1.0, 3, False),
-}
-
-
-def measure(metric: str) -> Measure:
-    """Return how `metric` is read and printed.
-
-    Raises:
-        UserError: the metric is not known.
-    """
-    if metric not in MEASURES:
-        raise UserError(f"metric {metric!r} is not known; known are {', '.join(sorted(MEASURES))}")
-    return MEASURES[metric]
 
 
 def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, where: str = "metrics") -> pd.DataFrame:
@@ -130,84 +52,14 @@ def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, where: str = "metrics
         UserError: a column is missing or unknown, a cell is not what its column holds, two rows
             measure the same thing, or one model has two reductions.
     """
-    given: Iterable[Any] = rows
     if isinstance(rows, pd.DataFrame):
-        quickly = _tidied(rows)
-        if quickly is not None:
-            return quickly
         _check_columns(rows.columns, where)
-        given = rows.to_dict("records")
-    checked = [_checked_row(row, f"{where}, row {i}") for i, row in enumerate(given, start=1)]
-    checked.sort(key=_sort_key)
-    _check_agreement(checked, where)
-    columns = {name: [row[name] for row in checked] for name in METRIC_COLUMNS}
-    return pd.DataFrame(
-        {name: pd.Series(columns[name], dtype=_DTYPES[name]) for name in METRIC_COLUMNS}
-    )
-
-
-def _typed(header: list[str], lines: list[list[str]]) -> pd.DataFrame | None:
-    """Read cells column by column; None unless each of them is plainly what it shall be."""
-    if sorted(header) != sorted(METRIC_COLUMNS) or any(len(x) != len(header) for x in lines):
-        return None
-    columns = dict(zip(header, zip(*lines, strict=True), strict=True)) if lines else {}
-    made: dict[str, pd.Series] = {}
-    try:
-        for name in METRIC_COLUMNS:
-            cells = columns.get(name, ())
-            values: list[Any] = list(cells)
-            if name in _INTEGER_COLUMNS:
-                values = [int(cell) if cell else None for cell in cells]
-            elif name in _FLOAT_COLUMNS:
-                values = [float(cell) if cell else math.nan for cell in cells]
-                if sum(map(math.isnan, values)) > cells.count(""):
-                    return None
-            made[name] = pd.Series(values, dtype=_DTYPES[name])
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return pd.DataFrame(made)
-
-
-def _tidied(frame: pd.DataFrame) -> pd.DataFrame | None:
-    """Do what :func:`tidy` does, column by column, to a frame in which all is right.
-
-    Studies of many seeds have thousands of rows, and dozens of jobs that read them.
-
-    Returns:
-        None where anything is not plainly right: row by row it is said what.
-    """
-    if list(frame.columns) != list(METRIC_COLUMNS):
-        return None
-    if any(frame[name].dtype != _DTYPES[name] for name in METRIC_COLUMNS):
-        return None
-    names = [name for column in _NAME_COLUMNS for name in frame[column].unique()]
-    if not all(isinstance(name, str) and name and name.isprintable() for name in names):
-        return None
-    made = frame.copy()
-    for name in _FLOAT_COLUMNS:
-        made[name] = [_rounded(x) if math.isfinite(x) else x for x in frame[name].tolist()]
-    whole = made[list(_INTEGER_COLUMNS)]
-    between = (whole >= 0) & (whole < _EXACT_INTEGERS)
-    low, high, own = made["low"], made["high"], made["arm"] == TEACHER_ARM
-    right = (
-        between.fillna(True).to_numpy().all()
-        and made[["value", "reduction"]].abs().lt(math.inf).to_numpy().all()
-        and not made[["stderr", "low", "high"]].isin([math.inf, -math.inf]).to_numpy().any()
-        and (low.isna() == high.isna()).all()
-        and not (low > high).any()
-        and not (made["stderr"] < 0).any()
-        and (made["reduction"] < 1).all()
-        and made.loc[own, "seed"].isna().all()
-        and (made.loc[own, ["step", "reduction"]] == 0).to_numpy().all()
-        and not made.duplicated([*_MODEL_COLUMNS, "task", "metric"]).any()
-        and not made[[*_MODEL_COLUMNS, "reduction"]]
-        .drop_duplicates()
-        .duplicated(_MODEL_COLUMNS)
-        .any()
-    )
-    if not right:
-        return None
-    return made.sort_values(list(KEY_COLUMNS), na_position="first", ignore_index=True)
+        return _checked({name: rows[name].tolist() for name in rows.columns}, len(rows), where)
+    given = list(rows)
+    for i, row in enumerate(given, start=1):
+        _check_columns(row, f"{where}, row {i}")
+    cells = {name: [row.get(name) for row in given] for name in METRIC_COLUMNS}
+    return _checked(cells, len(given), where)
 
 
 def write_metrics(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: Path) -> None:
@@ -222,7 +74,7 @@ def write_metrics(rows: Iterable[Mapping[str, Any]] | pd.DataFrame, path: Path) 
     path.write_bytes(csv_text(tidy(rows, path.name)).encode())
 
 
-def read_metrics(path: Path) -> pd.DataFrame:
+def read_metrics(path: Path | str) -> pd.DataFrame:
     """Read a file of `write_metrics`, whatever the order of its columns and rows.
 
     Returns a frame with the columns `METRIC_COLUMNS`; seed, n and clusters are nullable integers,
@@ -232,7 +84,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
         UserError: the file is missing or not UTF-8, or its content fails the checks of `tidy`.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = Path(path).read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except UnicodeDecodeError:
@@ -243,121 +95,13 @@ def read_metrics(path: Path) -> pd.DataFrame:
 # A verification makes hundreds of cards and figures out of the same two tables.
 @lru_cache(maxsize=2)
 def _parsed(text: str, where: str) -> pd.DataFrame:
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    header = lines[0] if lines else []
-    typed = _typed(header, lines[1:])
-    quickly = None if typed is None else _tidied(typed)
-    if quickly is not None:
-        return quickly
+    header, *lines = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
     _check_columns(header, where)
-    rows = []
-    for i, cells in enumerate(lines[1:], start=1):
+    for i, cells in enumerate(lines, start=1):
         if len(cells) != len(header):
             raise UserError(f"{where}, row {i}: {len(cells)} cells instead of {len(header)}")
-        rows.append(dict(zip(header, cells, strict=True)))
-    return tidy(rows, where)
-
-
-def csv_text(frame: pd.DataFrame) -> str:
-    """Return the frame as CSV text that depends on its content alone.
-
-    Whole numbers have no decimal point, other floats are the shortest text for their value rounded
-    to 10 significant digits, missing values are empty, and lines end in a line feed.
-    """
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(frame.columns)
-    for row in frame.itertuples(index=False, name=None):
-        writer.writerow([_cell_text(cell) for cell in row])
-    return buffer.getvalue()
-
-
-def headline_panels(metrics: pd.DataFrame, headline: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the (task, metric) pairs to show: those of `headline` in its order, then the loss.
-
-    The held-out loss is shown wherever it was measured, whether `headline` names it or not.
-
-    Raises:
-        UserError: the headline is empty, or names a metric that is unknown or was not measured.
-    """
-    pairs = list(zip(metrics["task"], metrics["metric"], strict=True))
-    measured = set(pairs)
-    panels = [(task, metric) for task, metric in headline.items() if task != HELDOUT[0]]
-    if HELDOUT[0] in headline and headline[HELDOUT[0]] != HELDOUT[1]:
-        raise UserError(f"headline: the metric of {HELDOUT[0]!r} is {HELDOUT[1]!r}")
-    if HELDOUT in measured or HELDOUT[0] in headline:
-        panels.append(HELDOUT)
-    if not panels:
-        raise UserError("headline: name at least one task and its metric")
-    for task, metric in panels:
-        measure(metric)
-        if (task, metric) not in measured:
-            known = ", ".join(sorted({m for t, m in measured if t == task})) or "nothing"
-            raise UserError(f"headline: {task}/{metric} was not measured; for {task}: {known}")
-    return panels
-
-
-def check_chance(chance: Mapping[str, float]) -> None:
-    """Check that every chance level is a fraction from 0 up to but not including 1.
-
-    Raises:
-        UserError: one is not, for example a percentage.
-    """
-    for task, level in chance.items():
-        if not 0 <= level < 1:
-            raise UserError(f"chance: {task} has {level}; it must be a fraction, as 0.25 for 25 %")
-
-
-def aggregate(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per study, teacher, arm, step, task and metric: the mean over seeds.
-
-    Takes a frame of `tidy`. Columns added to the keys: `reduction` and `value` (means), `seeds`
-    (how many runs went in), `spread_of`, `spread`, `low`, `high`. With several runs `spread_of` is
-    "seeds", `spread` the standard deviation (n - 1) over them, and `low` and `high` the smallest
-    and largest value; with one run it is "items", `spread` the standard error over the task's
-    items, and `low` and `high` the ends of the row's 95 % interval. What is not known is NaN;
-    `spread_of` is empty where neither is.
-    """
-    keys = ["study", "teacher", "arm", "step", "task", "metric"]
-    groups = metrics.groupby(keys, sort=True)
-    table = groups.agg(
-        reduction=("reduction", "mean"),
-        value=("value", "mean"),
-        seeds=("value", "size"),
-        spread=("value", "std"),
-        least=("value", "min"),
-        most=("value", "max"),
-        stderr=("stderr", "first"),
-        low=("low", "first"),
-        high=("high", "first"),
-    ).reset_index()
-    single = table["seeds"] == 1
-    table["spread"] = table["stderr"].where(single, table["spread"])
-    table["low"] = table["low"].where(single, table["least"])
-    table["high"] = table["high"].where(single, table["most"])
-    # The mean of equal numbers can miss them by a last bit.
-    table["value"] = table["value"].clip(table["least"], table["most"])
-    known = table["spread"].notna() | table["low"].notna()
-    kind = pd.Series("seeds", index=table.index, dtype="str")
-    kind = kind.where(~single, "items").where(known, "")
-    columns = ["reduction", "value", "seeds", "spread_of", "spread", "low", "high"]
-    return table.assign(spread_of=kind)[[*keys, *columns]]
-
-
-def reductions_of(metrics: pd.DataFrame) -> dict[tuple[str, str, int | None, int], float]:
-    """Give the reduction of every model of a frame of `tidy`, by teacher, arm, seed and step."""
-    names = ["teacher", "arm", "seed", "step"]
-    models = metrics[[*names, "reduction"]].drop_duplicates(names)
-    return {
-        (teacher, arm, None if pd.isna(seed) else int(seed), int(step)): float(reduction)
-        for teacher, arm, seed, step, reduction in models.itertuples(index=False, name=None)
-    }
-
-
-def chance_levels(metrics: pd.DataFrame) -> dict[str, float]:
-    """Give the score of guessing by task, for those in which something can be guessed."""
-    rows = metrics[metrics["metric"] == CHANCE].drop_duplicates("task")
-    return dict(zip(rows["task"], rows["value"], strict=True))
+    columns = zip(*lines, strict=True) if lines else [()] * len(header)
+    return _checked(dict(zip(header, columns, strict=True)), len(lines), where)
 
 
 def _check_columns(names: Iterable[str], where: str) -> None:
@@ -372,106 +116,114 @@ def _check_columns(names: Iterable[str], where: str) -> None:
         raise UserError(f"{where}: a column is there twice")
 
 
-def _checked_row(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    _check_columns(row, where)
-    checked: dict[str, Any] = {}
-    for name in _NAME_COLUMNS:
-        checked[name] = _name(row[name], where, name)
-    row = dict.fromkeys(OPTIONAL_COLUMNS) | dict(row)
-    for name in ("seed", "n", "clusters"):
-        checked[name] = None if _is_missing(row[name]) else _integer(row[name], where, name)
-    checked["step"] = _integer(row["step"], where, "step")
-    for name in ("reduction", "value"):
-        checked[name] = _number(row[name], where, name)
-    for name in ("stderr", "low", "high"):
-        checked[name] = None if _is_missing(row[name]) else _number(row[name], where, name)
-    if (checked["low"] is None) != (checked["high"] is None):
-        raise UserError(f"{where}: an interval needs both low and high")
-    if checked["low"] is not None and checked["low"] > checked["high"]:
-        raise UserError(f"{where}: low is above high")
-    if checked["stderr"] is not None and checked["stderr"] < 0:
-        raise UserError(f"{where}: stderr is negative")
-    if checked["reduction"] >= 1:
-        raise UserError(f"{where}: reduction is {checked['reduction']}; it is a fraction below 1")
-    if checked["arm"] == TEACHER_ARM and (
-        checked["seed"] is not None or checked["step"] != 0 or checked["reduction"] != 0
-    ):
-        raise UserError(f"{where}: the teacher has step 0, reduction 0 and no seed")
-    return checked
+def _checked(cells: Mapping[str, Sequence[Any]], count: int, where: str) -> pd.DataFrame:
+    """Read cells column by column, since studies of many seeds have thousands of rows.
 
-
-def _check_agreement(rows: list[dict[str, Any]], where: str) -> None:
-    seen: set[tuple[Any, ...]] = set()
-    reductions: dict[tuple[Any, ...], float] = {}
-    for row in rows:
-        model = tuple(row[name] for name in _MODEL_COLUMNS)
-        key = (*model, row["task"], row["metric"])
-        if key in seen:
-            raise UserError(f"{where}: two rows for {_spell(key)}")
-        seen.add(key)
-        if reductions.setdefault(model, row["reduction"]) != row["reduction"]:
-            raise UserError(f"{where}: two reductions for {_spell(model)}")
-
-
-def _spell(key: tuple[Any, ...]) -> str:
-    return " / ".join("no seed" if part is None else str(part) for part in key)
-
-
-def _sort_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    # None and integers do not compare; the flag puts rows without a seed first.
-    return tuple(
-        (row[name] is not None, row[name] or 0) if name == "seed" else row[name]
-        for name in KEY_COLUMNS
+    Raises:
+        UserError: what is wrong with the first row in which anything is.
+    """
+    typed: dict[str, list[Any]] = {}
+    fault, end = "", count  # what is wrong with row `end`: only rows before it are of interest
+    for name, (_, read) in _COLUMNS.items():
+        typed[name] = []
+        try:
+            for cell in cells.get(name, [None] * count)[:end]:
+                typed[name].append(read(cell))
+        except _WrongCellError as error:
+            end = len(typed[name])
+            fault = f"{name} is {cells[name][end]!r}; it must be {error}"
+    frame = pd.DataFrame(
+        {name: pd.Series(typed[name][:end], dtype=_COLUMNS[name][0]) for name in METRIC_COLUMNS}
     )
+    for wrong, said in _broken_rules(frame):
+        if (found := _first(wrong)) < end:
+            end = found
+            fault = said.format(**frame.iloc[found])
+    if fault:
+        raise UserError(f"{where}, row {end + 1}: {fault}")
+    frame = frame.sort_values(list(KEY_COLUMNS), na_position="first", ignore_index=True)
+    _check_agreement(frame, where)
+    return frame
 
 
-def _is_missing(value: Any) -> bool:
-    return value == "" if isinstance(value, str) else bool(pd.isna(value))
+def _broken_rules(frame: pd.DataFrame) -> Iterator[tuple[pd.Series, str]]:
+    """Give for each rule between the cells of a row which rows break it, and what to say then."""
+    low, high = frame["low"], frame["high"]
+    yield low.isna() != high.isna(), "an interval needs both low and high"
+    yield low > high, "low is above high"
+    yield frame["stderr"] < 0, "stderr is negative"
+    yield frame["reduction"] >= 1, "reduction is {reduction}; it is a fraction below 1"
+    placed = frame["seed"].notna() | (frame["step"] != 0) | (frame["reduction"] != 0)
+    own = frame["arm"] == TEACHER_ARM
+    yield own & placed, "the teacher has step 0, reduction 0 and no seed"
 
 
-def _name(value: Any, where: str, column: str) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise UserError(f"{where}: {column} is {value!r}; it must be printable text")
-    return value
+def _check_agreement(frame: pd.DataFrame, where: str) -> None:
+    key = [*_MODEL_COLUMNS, "task", "metric"]
+    twice = _first(frame.duplicated(key))
+    reductions = frame.groupby(_MODEL_COLUMNS, dropna=False)["reduction"]
+    other = _first(frame["reduction"] != reductions.transform("first"))
+    if twice < len(frame) and twice <= other:
+        raise UserError(f"{where}: two rows for {_spell(frame[key], twice)}")
+    if other < len(frame):
+        raise UserError(f"{where}: two reductions for {_spell(frame[_MODEL_COLUMNS], other)}")
 
 
-def _number(value: Any, where: str, column: str) -> float:
+def _first(wrong: pd.Series) -> int:
+    """Give the place of the first row that is wrong; behind the last one where none is."""
+    return int(wrong.argmax()) if wrong.any() else len(wrong)
+
+
+def _spell(keys: pd.DataFrame, place: int) -> str:
+    return " / ".join("no seed" if pd.isna(part) else str(part) for part in keys.iloc[place])
+
+
+class _WrongCellError(ValueError):
+    """What a cell must be, and is not."""
+
+
+def _name(cell: Any) -> str:
+    if not isinstance(cell, str) or not cell or not cell.isprintable():
+        raise _WrongCellError("printable text")
+    return cell
+
+
+def _number(cell: Any) -> float:
     try:
         # What is kept in memory is what the file can hold, so that both give the same figures.
-        number = math.nan if isinstance(value, bool) else _rounded(float(value))
+        number = math.nan if isinstance(cell, bool) else rounded(float(cell))
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{where}: {column} is {value!r}; it must be a finite number")
+        raise _WrongCellError("a finite number")
     return number
 
 
-def _integer(value: Any, where: str, column: str) -> int:
+def _integer(cell: Any) -> int:
     try:
-        whole = int(value)
-        exact = not isinstance(value, bool) and whole >= 0
-        exact = exact and (isinstance(value, str) or whole == value)
+        whole = int(cell)
+        exact = not isinstance(cell, bool) and whole >= 0
+        exact = exact and (isinstance(cell, str) or whole == cell)
     except (TypeError, ValueError, OverflowError):
         exact = False
-    if not exact or whole >= _EXACT_INTEGERS:
-        raise UserError(f"{where}: {column} is {value!r}; it must be a whole number from 0 on")
+    if not exact or whole >= EXACT_INTEGERS:
+        raise _WrongCellError("a whole number from 0 on")
     return whole
 
 
-def _rounded(number: float) -> float:
-    if number.is_integer() and abs(number) < _EXACT_INTEGERS:
-        return number + 0.0  # turns -0.0 into 0.0
-    return float(f"{number:.10g}") + 0.0
+def _or_empty(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def read_or_none(cell: Any) -> Any:
+        is_missing = cell == "" if isinstance(cell, str) else cell is None or pd.isna(cell)
+        return None if is_missing else read(cell)
+
+    return read_or_none
 
 
-def _cell_text(cell: Any) -> str:
-    if isinstance(cell, str):
-        return cell
-    if bool(pd.isna(cell)):
-        return ""
-    if isinstance(cell, numbers.Integral):
-        return str(int(cell))
-    number = _rounded(float(cell))
-    if number.is_integer() and abs(number) < _EXACT_INTEGERS:
-        return str(int(number))
-    return repr(number)
+# Type and reader by column, in the order in which a row's faults are told.
+_COLUMNS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    **dict.fromkeys(("study", "teacher", "arm", "task", "metric"), ("str", _name)),
+    **dict.fromkeys(("seed", "n", "clusters"), ("Int64", _or_empty(_integer))),
+    "step": ("int64", _integer),
+    **dict.fromkeys(("reduction", "value"), ("float64", _number)),
+    **dict.fromkeys(("stderr", "low", "high"), ("float64", _or_empty(_number))),
+}

@@ -9,11 +9,13 @@ import pandas as pd
 
 from iskd.errors import UserError
 from iskd.paper.columns import Column
+from iskd.paper.csv_text import csv_text
 from iskd.paper.formats import is_known, p_value, quantity
 from iskd.paper.latex import escape_tex
 from iskd.paper.layout import markdown_rows
-from iskd.paper.metrics import CHANCE, csv_text, tidy
-from iskd.paper.tables import at_headline
+from iskd.paper.measures import CHANCE
+from iskd.paper.metrics import tidy
+from iskd.paper.queries import at_headline
 
 PREFIX = "iskd"
 REDUCTION = "reduction"

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column
 from iskd.paper.formats import MISSING, Quantity, quantity, with_interval, with_spread
-from iskd.paper.metrics import aggregate, tidy
-from iskd.paper.tables import MODEL, in_order, key_columns, save_table
+from iskd.paper.metrics import tidy
+from iskd.paper.queries import MODEL, aggregate
+from iskd.paper.tables import in_order, key_columns
 
 EFFICIENCY_NOTE = (
     "Size on disk: the weights as published, in the teacher's number format (32 bits: float32; 16: "
@@ -161,13 +161,3 @@ def _fact(frame: pd.DataFrame, task: str, metric: str) -> Column:
     unit = "" if metric.endswith("_hours") else how.unit
     cells = [with_spread(value, spread, how) for value, spread in pairs]
     return Column("", _FACT_HEADS[metric], unit, cells)
-
-
-def save_efficiency(frame: pd.DataFrame, stem: Path, caption: str, label: str) -> None:
-    """Write the table as `iskd.paper.tables.save_table` does."""
-    save_table(frame, stem, caption, label, efficiency_columns(frame))
-
-
-def save_costs(frame: pd.DataFrame, stem: Path, caption: str, label: str) -> None:
-    """Write the table as `iskd.paper.tables.save_table` does."""
-    save_table(frame, stem, caption, label, costs_columns(frame))

@@ -1,7 +1,6 @@
 """The table of differences to the teacher: how large, how sure, and which answers changed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,9 +8,11 @@ import pandas as pd
 from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column
 from iskd.paper.formats import SHARE, Quantity, fixed, interval, p_value, quantity
-from iskd.paper.metrics import HELDOUT, aggregate, headline_panels, measure, tidy
+from iskd.paper.measures import HELDOUT, measure
+from iskd.paper.metrics import tidy
+from iskd.paper.queries import MODEL, aggregate, headline_panels, rows_of
 from iskd.paper.style import arm_styles, task_title
-from iskd.paper.tables import MODEL, in_order, key_columns, save_table, values_of
+from iskd.paper.tables import in_order, key_columns
 
 SIGNIFICANCE_NOTE = (
     "Difference: model - teacher on the same items, in percentage points for accuracies. Brackets: "
@@ -43,7 +44,7 @@ def significance_table(metrics: pd.DataFrame, headline: Mapping[str, str]) -> pd
         and clusters (sources they come from). What was not measured is missing.
 
     Raises:
-        UserError: as `iskd.paper.metrics.headline_panels`.
+        UserError: as `iskd.paper.queries.headline_panels`.
     """
     checked = tidy(metrics)
     table = aggregate(checked)
@@ -60,7 +61,7 @@ def significance_table(metrics: pd.DataFrame, headline: Mapping[str, str]) -> pd
 
 def _rows(checked: pd.DataFrame, table: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
     """Give one task's rows, all arms but the teacher."""
-    scores = values_of(table, task, metric)
+    scores = rows_of(table, task, metric)
     own = scores[scores["arm"] == TEACHER_ARM].set_index(["study", "teacher"])["value"]
     frame = scores.loc[scores["arm"] != TEACHER_ARM, [*MODEL, "seeds", "value"]]
     frame = frame.rename(columns={"value": "score"})
@@ -70,21 +71,21 @@ def _rows(checked: pd.DataFrame, table: pd.DataFrame, task: str, metric: str) ->
 
     def add(name: str, suffix: str, columns: Mapping[str, str]) -> None:
         nonlocal frame
-        rows = values_of(table, task, name if not suffix else f"{metric}_{suffix}")
+        rows = rows_of(table, task, name if not suffix else f"{metric}_{suffix}")
         rows = rows[[*MODEL, *columns]].rename(columns=dict(columns))
         frame = frame.merge(rows, on=MODEL, how="left")
 
     add("", "difference", {"value": "difference", "low": "low", "high": "high"})
     # Where nothing was paired by item, as for a text, the difference still stands.
     frame["difference"] = frame["difference"].fillna(frame["score"] - frame["teacher_score"])
-    p_values = values_of(checked, task, f"{metric}_mcnemar").groupby(MODEL)["value"]
+    p_values = rows_of(checked, task, f"{metric}_mcnemar").groupby(MODEL)["value"]
     ends = p_values.agg(p_low="min", p_high="max").reset_index()
     frame = frame.merge(ends, on=MODEL, how="left")
     add("", "changed", {"value": "changed"})
     add("", "flipped", {"value": "flipped"})
     add("kl", "", {"value": "kl"})
     add("agreement", "", {"value": "agreement"})
-    counts = values_of(checked, task, metric).groupby(MODEL)[["n", "clusters"]].max()
+    counts = rows_of(checked, task, metric).groupby(MODEL)[["n", "clusters"]].max()
     frame = frame.merge(counts.reset_index(), on=MODEL, how="left")
     order = ["task", "metric", "teacher_score", "score", "difference", "low", "high"]
     order += ["p_low", "p_high", "changed", "flipped", "kl", "agreement", "n", "clusters"]
@@ -128,8 +129,3 @@ def significance_columns(frame: pd.DataFrame) -> list[Column]:
 def _difference(row: Mapping[str, Any], how: Quantity) -> str:
     text = how.text(row["difference"])
     return text if pd.isna(row["low"]) else f"{text} {interval(row['low'], row['high'], how)}"
-
-
-def save_significance(frame: pd.DataFrame, stem: Path, caption: str, label: str) -> None:
-    """Write the table as `iskd.paper.tables.save_table` does."""
-    save_table(frame, stem, caption, label, significance_columns(frame))

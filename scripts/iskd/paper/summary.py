@@ -9,9 +9,12 @@ import pandas as pd
 from iskd.evaluation.results import TEACHER_ARM
 from iskd.paper.columns import Column, own_head
 from iskd.paper.formats import fixed, quantity, with_interval
-from iskd.paper.metrics import HELDOUT, aggregate, headline_panels, measure, tidy
+from iskd.paper.main_table import main_table
+from iskd.paper.measures import HELDOUT, measure
+from iskd.paper.metrics import tidy
+from iskd.paper.queries import aggregate, at_headline, headline_panels, rows_of
 from iskd.paper.style import arm_styles, task_title
-from iskd.paper.tables import at_headline, in_order, main_table, values_of
+from iskd.paper.tables import in_order
 
 _INTRODUCTION = """\
 Iterative Structured Knowledge Distillation (ISKD): one transformer block after the other is
@@ -96,7 +99,7 @@ def _columns(own: pd.DataFrame, headline: Mapping[str, str]) -> list[Column]:
     columns = [Column("", "Arm", "", [styles[arm].label for arm in arms], is_text=True)]
     for task, metric in headline_panels(own, headline):
         how = quantity(task, metric)
-        rows = values_of(table, task, metric).set_index("arm")
+        rows = rows_of(table, task, metric).set_index("arm")
         cells = []
         for arm in arms:
             value, low, high = (

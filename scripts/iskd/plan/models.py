@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from iskd.config.checks import step_count
+from iskd.config.counts import step_count
 from iskd.config.schema import (
     Arm,
     BaselineArm,

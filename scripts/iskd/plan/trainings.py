@@ -4,7 +4,7 @@ import random
 from dataclasses import asdict, replace
 from typing import Any
 
-from iskd.config.checks import block_count, step_count
+from iskd.config.counts import block_count, step_count
 from iskd.config.schema import (
     FITTED,
     Compact,

@@ -1,8 +1,7 @@
 """Decoders with compact and narrow blocks: what all families share.
 
-This file is part of a saved model: it needs torch and transformers and nothing else, so that
-``from_pretrained(folder, trust_remote_code=True)`` works for somebody without the package that
-made the folder. All but the changed blocks is the library's own model.
+This file is part of a saved model and needs torch and transformers alone, so that
+``from_pretrained(folder, trust_remote_code=True)`` works without the package that made the folder.
 """
 
 import copy
@@ -22,11 +21,10 @@ from transformers.utils.output_capturing import install_output_capuring_hook
 class CompactSizes:
     """Sizes of one compact block.
 
-    ``width`` is the inner hidden size d', ``heads`` and ``blocks`` count the attention heads and
-    the layers of the small backbone, ``mlp`` is the width of its MLPs, ``positions`` the length
-    of its own position embedding (0 for none; families with rotary positions have none) and
-    ``activation`` names the function after the down-projection (a key of transformers'
-    ``ACT2FN``). ``published`` gives the block the defect of the paper's published code.
+    ``width`` is the inner hidden size d', ``heads`` and ``blocks`` count the backbone's attention
+    heads and layers, ``mlp`` is the width of its MLPs, ``positions`` the length of its position
+    embedding (0 for none, as with rotary positions), ``activation`` a key of transformers'
+    ``ACT2FN``. ``published`` gives the block the defect of the paper's published code.
     """
 
     width: int
@@ -58,10 +56,7 @@ class ChangedBlocks:
 
     @classmethod
     def of(cls, config: Any) -> "ChangedBlocks":
-        """Read ``compact_blocks`` and ``narrow_blocks`` of a Hugging Face config.
-
-        A teacher's config has neither attribute and gives two empty mappings.
-        """
+        """Read ``compact_blocks`` and ``narrow_blocks`` of a config; a teacher's has neither."""
         return cls(
             compact={
                 entry["index"]: CompactSizes(**{k: v for k, v in entry.items() if k != "index"})
@@ -81,14 +76,10 @@ class ChangedBlocks:
         }
 
     def cache_slots(self, n_blocks: int) -> dict[int, list[int]]:
-        """Assign every layer inside a compact block its own place in the KV cache.
+        """Give the places in the KV cache of every compact block's layers, by block index.
 
-        The first inner layer takes the place of the block it replaces, so that slot 0 always
-        grows with the sequence (the library reads the past length there); further inner layers
-        take places after the outer model's own.
-
-        Returns:
-            block index -> cache slots of its inner layers
+        The first layer takes the place of the block it replaces, so that slot 0 always grows with
+        the sequence (the library reads the past length there); the others come after the model's.
         """
         slots: dict[int, list[int]] = {}
         free = n_blocks
@@ -112,8 +103,8 @@ def is_published(config: Any) -> bool:
 class Cut:
     """One dimension of one parameter along which units (heads or neurons) lie side by side.
 
-    ``parts`` is the number of times the whole row of units repeats along ``dim`` (3 for GPT-2's
-    fused query-key-value projection). A parameter that a model has not (a bias) is passed over.
+    ``parts`` says how often the row of units repeats along ``dim`` (3 times in GPT-2's fused
+    query-key-value projection). A parameter that a model has not (a bias) is passed over.
     """
 
     parameter: str
@@ -132,16 +123,13 @@ class Adapter:
         attention: path of the attention module in a block.
         norm: builds the final norm of a backbone of the given width.
         mlp_width: the config's key for the width of the MLP.
-        head_cuts: where a head's parameters lie (where heads share keys and values: those of
-            one shared key).
+        head_cuts: where a head's parameters lie (or those of one shared key).
         neuron_cuts: where an MLP neuron's parameters lie.
         writers: the two modules of a block that write into the residual stream.
-        positional: names of what the outer model hands to a block by position, after the hidden
-            states.
+        positional: names of what a block gets by position, after the hidden states.
         rotary: the library's class of rotary angles; None for learned positions.
         dropout: the config's key for the dropout of embeddings, if there is one.
-        resize_attention: gives a block's attention another number of heads, for families whose
-            attention does not take a head size of its own.
+        resize_attention: changes the number of heads, where the config takes no head size.
         mend_narrow: mends what a narrow block's attention took from its number of heads.
         after_init: finishes a fresh compact block as the family does.
         publish: gives a compact block the defect of the published code, for families it covers.
@@ -181,10 +169,7 @@ class Adapter:
 
 
 class CompactConfigMixin:
-    """A family's config that also says which blocks are compact and which are narrow.
-
-    The class that it is mixed into declares ``compact_blocks`` and ``narrow_blocks``.
-    """
+    """What a config that declares ``compact_blocks`` and ``narrow_blocks`` does with them."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
@@ -234,10 +219,9 @@ def inner_config(config: Any, sizes: CompactSizes, adapter: Adapter) -> Any:
 class CompactBlock(GradientCheckpointingLayer):
     """Down-projection, a small backbone of the same family, up-projection, plus the input.
 
-    Takes and gives hidden states of shape (batch, positions, hidden size). The backbone has its
-    own positions (an embedding, or rotary angles for its own head size) and its own final norm, but
-    no token embedding. Its layers get the outer model's causal mask, which has no head dimension
-    of its own and so fits any number of heads.
+    Takes and gives (batch, positions, hidden size). The backbone has its own positions (embedded,
+    or rotary for its own head size) and final norm. Its layers get the outer model's causal mask,
+    which has no head dimension of its own and so fits any number of heads.
     """
 
     def __init__(
@@ -256,8 +240,7 @@ class CompactBlock(GradientCheckpointingLayer):
         self.blocks = nn.ModuleList()
         for slot in slots:
             layer = adapter.layer(inner, layer_idx=slot)
-            # The attention asks its config for the kernel to use; the outer config is the one
-            # that `set_attn_implementation` changes.
+            # `set_attn_implementation` changes the outer config, and attention asks its own.
             layer.get_submodule(adapter.attention).config = config
             self.blocks.append(layer)
         self.norm = adapter.norm(config, sizes.width)
@@ -342,8 +325,7 @@ class CompactModelMixin:
 def _record_outer_blocks(base: nn.Module, blocks: nn.ModuleList, adapter: Adapter) -> None:
     """Install the library's hooks for ``output_hidden_states`` and ``output_attentions``.
 
-    On its own it would take hidden states from every layer of the family's class, those inside
-    of compact blocks included, and not from the compact blocks.
+    On its own it would take the states of layers inside of compact blocks, and not the blocks'.
     """
     for block in blocks:
         install_output_capuring_hook(block, "hidden_states", 0)

@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import LineStyleType
 
 from iskd.errors import UserError
-from iskd.paper.metrics import csv_text, tidy
+from iskd.paper.csv_text import csv_text
+from iskd.paper.metrics import tidy
 from iskd.paper.style import COLUMN_WIDTH, REFERENCE_COLOUR, TEXT_WIDTH, ArmStyle, paper_style
 
 FIGURE_FORMATS = ("pdf", "svg", "png")
@@ -62,11 +63,6 @@ def teacher_rows(metrics: pd.DataFrame, teacher: str) -> pd.DataFrame:
     if own["study"].nunique() > 1:
         raise UserError(f"metrics: several studies of {teacher!r}; a figure shows one")
     return own
-
-
-def rows_of(frame: pd.DataFrame, task: str, metric: str) -> pd.DataFrame:
-    """Return the rows of one task and metric."""
-    return frame[(frame["task"] == task) & (frame["metric"] == metric)]
 
 
 def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path, origin: str = "") -> None:

@@ -17,11 +17,10 @@ from iskd.paper.figures.canvas import (
     make_panels,
     plain,
     reference_style,
-    rows_of,
     set_title,
     teacher_rows,
 )
-from iskd.paper.metrics import aggregate
+from iskd.paper.queries import aggregate, rows_of
 from iskd.paper.style import arm_styles, in_arm_order, paper_style, task_title
 
 _LEAST = reference_style("As few as the accuracy allows", (1, 2))

@@ -15,12 +15,12 @@ from iskd.paper.figures.canvas import (
     handle,
     make_panels,
     plain,
-    rows_of,
     set_title,
     teacher_rows,
     whole_ticks,
 )
-from iskd.paper.metrics import HELDOUT, aggregate
+from iskd.paper.measures import HELDOUT
+from iskd.paper.queries import aggregate, rows_of
 from iskd.paper.style import arm_styles, in_arm_order, paper_style, task_title
 
 

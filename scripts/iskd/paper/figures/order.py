@@ -17,7 +17,7 @@ from iskd.paper.figures.canvas import (
     teacher_rows,
     whole_ticks,
 )
-from iskd.paper.metrics import HELDOUT
+from iskd.paper.measures import HELDOUT
 from iskd.paper.style import arm_styles, in_arm_order, paper_style
 
 _PANEL_ROOM = 0.16

@@ -22,7 +22,8 @@ from iskd.paper.figures.canvas import (
     set_title,
     teacher_rows,
 )
-from iskd.paper.metrics import HELDOUT, aggregate
+from iskd.paper.measures import HELDOUT
+from iskd.paper.queries import aggregate
 from iskd.paper.style import REFERENCE_COLOUR, ArmStyle, arm_styles, in_arm_order, paper_style
 
 PARAMETERS, DECODE, MEMORY = "parameters", "decode", "memory"

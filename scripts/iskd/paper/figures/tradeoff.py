@@ -23,12 +23,12 @@ from iskd.paper.figures.canvas import (
     make_panels,
     plain,
     reference_style,
-    rows_of,
     set_range,
     set_title,
     teacher_rows,
 )
-from iskd.paper.metrics import aggregate, check_chance, headline_panels, measure
+from iskd.paper.measures import measure
+from iskd.paper.queries import aggregate, check_chance, headline_panels, rows_of
 from iskd.paper.style import (
     REFERENCE_COLOUR,
     ArmStyle,

@@ -10,14 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from iskd.errors import UserError
-from iskd.paper.figures.canvas import (
-    few_ticks,
-    finish,
-    handle,
-    line_style,
-    new_figure,
-    plain,
-)
+from iskd.paper.figures.canvas import few_ticks, finish, handle, line_style, new_figure, plain
 from iskd.paper.style import TEXT_WIDTH, ArmStyle, arm_styles, in_arm_order, paper_style
 
 TRAINING = "joint"

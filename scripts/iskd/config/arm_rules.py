@@ -1,0 +1,144 @@
+"""Rules about the arms of a study."""
+
+from iskd.config.block_rules import BlockRules
+from iskd.config.counts import block_count, step_count
+from iskd.config.schema import (
+    Arm,
+    BaselineArm,
+    GivenTeacher,
+    HubArm,
+    IskdArm,
+    KdArm,
+    LayerDropArm,
+    Objective,
+    OneShotArm,
+    Teacher,
+    TheseusArm,
+)
+from iskd.evaluation.results import TEACHER_ARM
+
+PUBLISHED_FAMILIES = ("gpt2", "phi")
+
+
+class ArmRules(BlockRules):
+    """Rules about arms."""
+
+    def check(self, name: str) -> None:
+        """Check one arm."""
+        arm = self.study.arms[name]
+        if name == TEACHER_ARM:
+            self.fail(f"arms.{name}", "this name stands for the teacher itself; choose another")
+        objective = getattr(arm, "objective", None)
+        if objective is not None:
+            self._objective(f"arms.{name}.objective", objective, arm)
+        if isinstance(arm, HubArm):
+            self._reference_row(name, arm)
+        if isinstance(arm, IskdArm | OneShotArm | TheseusArm):
+            self._replacing(name, arm)
+        if isinstance(arm, BaselineArm):
+            self._baseline(name, arm)
+
+    def _objective(self, key: str, objective: Objective, arm: Arm) -> None:
+        if not objective.next_token + objective.kl + objective.hidden:
+            self.fail(key, "every weight is 0, so nothing is learnt; raise one")
+        if isinstance(arm, KdArm) and not objective.kl:
+            self.fail(f"{key}.kl", "a student that is distilled needs it; give it a weight")
+        if isinstance(arm, KdArm | LayerDropArm) and objective.hidden:
+            self.fail(
+                f"{key}.hidden",
+                f"method {arm.method} has fewer blocks than the teacher, whose states after each "
+                f"are compared; remove this key",
+            )
+
+    def _reference_row(self, name: str, arm: HubArm) -> None:
+        key = f"arms.{name}.teacher"
+        if arm.teacher not in self.study.teachers:
+            known = ", ".join(self.study.teachers)
+            self.fail(key, f"{arm.teacher!r} is no teacher; there are: {known}")
+        if not isinstance(self.study.teachers[arm.teacher], GivenTeacher):
+            self.fail(
+                key,
+                f"{arm.teacher} is trained here and has a tokenizer of its own, so a model of the "
+                f"hub cannot stand beside it; name a teacher of source hub or folder",
+            )
+
+    def _baseline(self, name: str, arm: BaselineArm) -> None:
+        references = [n for n, a in self.study.arms.items() if isinstance(a, IskdArm)]
+        if arm.reference is not None and arm.reference not in references:
+            self.fail(
+                f"arms.{name}.reference",
+                f"{arm.reference!r} is no arm of method iskd; "
+                f"there are: {', '.join(references) or 'none'}",
+            )
+        if arm.reference is None and len(references) != 1:
+            self.fail(
+                f"arms.{name}.reference",
+                f"missing; say which iskd arm is matched ({', '.join(references) or 'add one'})",
+            )
+        if len(set(arm.steps or [])) != len(arm.steps or []):
+            self.fail(f"arms.{name}.steps", "the same step stands here twice; each may stand once")
+        for teacher_name, teacher in self.study.teachers.items():
+            for step in arm.steps or []:
+                if step > step_count(teacher):
+                    self.fail(
+                        f"arms.{name}.steps",
+                        f"step {step} does not exist; {teacher_name} has {step_count(teacher)}",
+                    )
+            if isinstance(arm, LayerDropArm) and arm.match == "steps":
+                last = max(arm.steps or [teacher.headline or step_count(teacher)])
+                if last >= block_count(teacher):
+                    self.fail(
+                        f"arms.{name}.match",
+                        f"steps would leave out all {last} blocks of {teacher_name}; use "
+                        f"parameters, or match an earlier step",
+                    )
+            if isinstance(arm, OneShotArm | TheseusArm):
+                self._known_order(f"arms.{name}.order", arm.order or teacher.order)
+            if isinstance(arm, LayerDropArm) and arm.choose == "reference":
+                reference = self.study.arms[arm.reference or references[0]]
+                own = reference.order if isinstance(reference, IskdArm) else None
+                self._known_order(f"arms.{name}.choose", own or teacher.order)
+
+    def _known_order(self, key: str, order: object) -> None:
+        if order == "measured":
+            self.fail(
+                key,
+                "a measured order is found step by step and not known beforehand; use one that is "
+                "a list or random",
+            )
+
+    def _replacing(self, name: str, arm: IskdArm | OneShotArm | TheseusArm) -> None:
+        for teacher_name, teacher in self.study.teachers.items():
+            if arm.compact is not None:
+                shape = None if isinstance(teacher, GivenTeacher) else teacher.architecture
+                self.compact(f"arms.{name}.compact", arm.compact, teacher, shape)
+            if isinstance(arm.order, list):
+                self.order(f"arms.{name}.order", arm.order, block_count(teacher))
+                if len(arm.order) < step_count(teacher):
+                    self.fail(
+                        f"arms.{name}.order",
+                        f"{len(arm.order)} blocks, but {teacher_name} has "
+                        f"{step_count(teacher)} steps",
+                    )
+            if isinstance(arm, IskdArm) and arm.as_published:
+                self._published(name, arm, teacher_name, teacher)
+
+    def _published(self, name: str, arm: IskdArm, teacher_name: str, teacher: Teacher) -> None:
+        compact = arm.compact or teacher.compact
+        if teacher.family not in PUBLISHED_FAMILIES:
+            self.fail(
+                f"arms.{name}.as_published",
+                f"the published code has no family {teacher.family} (teacher {teacher_name}); "
+                f"it has {' and '.join(PUBLISHED_FAMILIES)}",
+            )
+        if compact.recipe != "paper" or compact.initialisation not in (None, "paper"):
+            self.fail(
+                f"arms.{name}.as_published",
+                "the published code has recipe paper and initialisation paper; set both so",
+            )
+        if arm.objective != Objective() or arm.warm_start:
+            self.fail(
+                f"arms.{name}.as_published",
+                "the published code trains on the next token alone; remove objective and "
+                "warm_start",
+            )
