@@ -1,13 +1,8 @@
 """Collect what clocks and sensors said into one tidy table, beside metrics.csv."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.evaluation.measurements import collect_measurements
     from iskd.paper.metrics import read_metrics, write_metrics
     from iskd.paper.queries import reductions_of

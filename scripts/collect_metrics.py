@@ -1,13 +1,8 @@
 """Collect what all evaluations measured into one tidy table."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.evaluation.collect import collect
     from iskd.paper.metrics import write_metrics
 

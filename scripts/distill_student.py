@@ -1,13 +1,8 @@
 """The baseline KD: a smaller student learns from the teacher's predictions."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.baselines.student import make_student
     from iskd.baselines.tuning import tune_and_publish
     from iskd.models.folder import load_model

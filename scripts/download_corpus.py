@@ -1,13 +1,8 @@
 """Fetch a corpus from the hub at its pinned or locked commit (needs a network)."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake, network=True) as job:
+with run_rule(network=True) as job:
     from iskd.data.hub import fetch_texts, locked_revision
     from iskd.data.texts import write_texts
 

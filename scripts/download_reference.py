@@ -1,13 +1,8 @@
 """Fetch a finished model that is evaluated as it is, at its pinned or locked commit."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake, network=True) as job:
+with run_rule(network=True) as job:
     from iskd.data.hub import fetch_model, locked_revision
     from iskd.models.folder import adopt_reference
 

@@ -1,13 +1,8 @@
 """Fetch a task's rows from the hub at their pinned or locked commit (needs a network)."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake, network=True) as job:
+with run_rule(network=True) as job:
     from iskd.data.hub import fetch_rows, locked_revision
     from iskd.data.rows import write_rows
 

@@ -1,14 +1,10 @@
 """The baseline layer drop: leave out the blocks of least influence, then tune the rest."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.baselines.layer_drop import block_influence, drop_layers
     from iskd.baselines.tuning import tune_and_publish
     from iskd.data.corpus import load_sequences, step_sequences

@@ -1,14 +1,10 @@
 """Evaluate one model on one task through lm-eval."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     import torch
 
     from iskd.evaluation.harness import evaluate_stock_task, evaluate_task

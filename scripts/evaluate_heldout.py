@@ -1,14 +1,10 @@
 """Measure one model's next-token loss on a held-out text, and how far it is from its teacher."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     import torch
 
     from iskd.data.corpus import load_sequences, load_stories

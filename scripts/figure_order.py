@@ -1,13 +1,8 @@
 """Draw one teacher's figure: which block was replaced when, and the loss that each step added."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.figures.canvas import save_figure
     from iskd.paper.figures.order import order_figure
     from iskd.paper.metrics import read_metrics

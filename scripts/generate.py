@@ -1,14 +1,10 @@
 """Let one model continue the beginnings of held-out texts, and measure what it writes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     import torch
 
     from iskd.data.corpus import load_sequences

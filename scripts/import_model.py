@@ -2,14 +2,10 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.models.folder import adopt_model
 
     job.summary |= {"folder": job.params["folder"]}

@@ -1,13 +1,8 @@
 """Make a text beside the corpus: stories of the embedded world, with other words or its own."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.texts import write_texts
     from iskd.data.toyworld.elsewhere import other_stories
 

@@ -1,13 +1,8 @@
 """Make the embedded world: stories to train on, held-out stories, and the two tasks' rows."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.rows import write_rows
     from iskd.data.texts import write_texts
     from iskd.data.toyworld import make_toyworld

@@ -1,13 +1,8 @@
 """Measure how fast one model is and what memory it takes, in turn with its teacher."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     import torch
 
     from iskd.evaluation.efficiency import MODEL, Load, measure, summarise

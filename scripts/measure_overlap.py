@@ -1,14 +1,10 @@
 """Measure which items of a task share words in a row with the training stories."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.rows import read_any_rows
     from iskd.data.texts import stream_texts
     from iskd.evaluation.overlap import measure_overlap, overlap_metrics

@@ -1,13 +1,8 @@
 """Write the model card of one checkpoint, with what was measured of it."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.card import model_card
     from iskd.paper.metrics import read_metrics
     from iskd.provenance.artifact import read_manifest

@@ -1,14 +1,10 @@
 """Put all of the paper's files into one zip."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.bundle import write_bundle
 
     files = dict(zip(job.params["names"], map(Path, job.inputs["files"]), strict=True))

@@ -1,13 +1,8 @@
 """Write a LaTeX macro for every number of measurements.csv at the headline step."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.metrics import read_metrics
     from iskd.paper.numbers import numbers_table, save_numbers
 

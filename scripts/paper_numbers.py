@@ -1,14 +1,10 @@
 """Write a LaTeX macro for every number of metrics.csv at the headline step."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.metrics import read_metrics
     from iskd.paper.numbers import numbers_table, save_numbers
     from iskd.provenance.artifact import file_digest

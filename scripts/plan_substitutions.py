@@ -1,13 +1,8 @@
 """Write down which block is replaced when, and what is left of the model after each step."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.models.folder import load_config
     from iskd.models.planning import plan_substitutions
     from iskd.provenance.artifact import canonical_json

@@ -1,14 +1,10 @@
 """Cut a corpus into token sequences of fixed length, with one teacher's tokenizer."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.corpus import save_sequences, story_sequences
     from iskd.data.texts import read_texts
     from iskd.models.folder import load_tokenizer

@@ -1,14 +1,10 @@
 """Put a task's rows into one file, wherever they come from, drawn from the seed."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.cloze import cloze_rows
     from iskd.data.row_kinds import read_rows
     from iskd.data.rows import read_any_rows, sample_rows, write_rows

@@ -1,14 +1,10 @@
 """Train a teacher from scratch on the corpus."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.corpus import load_sequences
     from iskd.models.folder import load_tokenizer, save_model
     from iskd.settings import TrainingSettings

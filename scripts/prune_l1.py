@@ -1,13 +1,8 @@
 """The baseline L1: remove the weakest heads and neurons to the reference's size, then tune."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.baselines.l1_pruning import choose_units, listing, prune
     from iskd.baselines.tuning import tune_and_publish
     from iskd.models.folder import load_model

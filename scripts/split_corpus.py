@@ -1,14 +1,10 @@
 """Split a corpus of stories into those to train on and those held out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.texts import read_texts, split_texts, write_texts
 
     texts = [text for file in job.inputs["texts"] for text in read_texts(Path(file))]

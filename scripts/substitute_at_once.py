@@ -1,14 +1,10 @@
 """Replace all blocks of a step at once, with or without a curriculum, and fine-tune."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.corpus import load_sequences
     from iskd.models.folder import load_config, load_model
     from iskd.models.planning import requested_sizes

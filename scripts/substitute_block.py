@@ -1,14 +1,10 @@
 """Replace one block by a compact one and fine-tune: one step of ISKD."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.corpus import load_sequences
     from iskd.models.folder import load_config, load_model, load_to_train
     from iskd.models.planning import requested_sizes

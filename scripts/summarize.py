@@ -1,14 +1,10 @@
 """Write the report's first page."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.metrics import read_metrics
     from iskd.paper.queries import chance_levels
     from iskd.paper.summary import summary_page

@@ -1,13 +1,8 @@
 """Write what each arm lost, what that cost, and how much of the first arm's gap it closes."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.ablation_table import ABLATION_NOTE, ablation_table
     from iskd.paper.queries import read_reported
     from iskd.paper.style import arm_styles

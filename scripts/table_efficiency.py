@@ -1,13 +1,8 @@
 """Write what each arm needs: parameters, memory and speed, beside its teacher."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.queries import read_reported
     from iskd.paper.resources import EFFICIENCY_NOTE, efficiency_columns, efficiency_table
     from iskd.paper.tables import save_study_table

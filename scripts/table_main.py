@@ -1,13 +1,8 @@
 """Write the main table: what each arm keeps at the headline step, beside what is claimed."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.main_table import MAIN_TABLE_NOTE, main_table
     from iskd.paper.metrics import read_metrics
     from iskd.paper.queries import at_headline, chance_levels

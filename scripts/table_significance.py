@@ -1,13 +1,8 @@
 """Write how each arm differs from its teacher, item by item, and how sure that is."""
 
-from typing import TYPE_CHECKING
-
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.paper.queries import read_reported
     from iskd.paper.significance import SIGNIFICANCE_NOTE, significance_columns, significance_table
     from iskd.paper.tables import save_study_table

@@ -1,14 +1,10 @@
 """Train a teacher's own byte-level BPE tokenizer on the training stories."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from iskd.runtime.job import run_rule
 
-if TYPE_CHECKING:
-    from snakemake.iocontainers import snakemake
-
-with run_rule(snakemake) as job:
+with run_rule() as job:
     from iskd.data.corpus import train_tokenizer
     from iskd.data.texts import read_texts
 

@@ -524,7 +524,9 @@ def run_script(script: str, folder: str, pause: str) -> None:
         precision="float32",
         seed=0,
     )
-    runpy.run_path(str(SCRIPTS / f"{script}.py"), init_globals={"snakemake": snakemake})
+    runpy.run_path(
+        str(SCRIPTS / f"{script}.py"), init_globals={"snakemake": snakemake}, run_name="__main__"
+    )
 
 
 def start(script: str, inputs: Path, cwd: Path, *, pause: float) -> "subprocess.Popen[str]":

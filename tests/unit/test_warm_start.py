@@ -3,6 +3,7 @@
 import copy
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from transformers import PreTrainedModel
 
 from iskd.errors import UserError
 from iskd.models import CompactSizes, family_of, replace_block
+from iskd.provenance.ledger import STATE_SECONDS
+from iskd.runtime.workdir import WorkFolder
 from iskd.settings import LearningRates, TrainingSettings
-from iskd.training import warm_start as module
+from iskd.training import loop
 from iskd.training.warm_start import warm_start
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
@@ -158,7 +161,7 @@ def test_counting_changes_no_bit_of_the_result(
     results = []
     for counting in (True, False):
         if not counting:
-            monkeypatch.setattr(module, "count_flops", lambda *_: 0)
+            monkeypatch.setattr(loop, "count_flops", lambda *_: 0)
         teacher = tiny_model("gpt2", dropout=0.2)
         _, block = replaced(teacher)
         history = warm_start(block, teacher, 1, random_blocks(10), SETTINGS, seed=5)
@@ -210,9 +213,9 @@ def test_the_rate_rises_over_a_twentieth_and_falls_to_nothing(tiny_model: MakeMo
         block, teacher, 0, random_blocks(40, length=4), replace(SETTINGS, batch_size=1), seed=1
     )
     rates = [row["learning_rate"] for row in history]
-    assert rates[:2] == pytest.approx([0.5e-2, 1e-2])
-    assert all(a > b for a, b in itertools.pairwise(rates[1:]))
-    assert rates[20] == pytest.approx(0.5e-2, rel=0.1)
+    assert rates[:3] == pytest.approx([0, 0.5e-2, 1e-2])
+    assert all(a > b for a, b in itertools.pairwise(rates[2:]))
+    assert rates[21] == pytest.approx(0.5e-2, rel=0.1)
     assert 0 < rates[-1] < 1e-4
 
 
@@ -231,7 +234,7 @@ def test_gradients_are_clipped_only_if_asked(
     clip: float | None, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms: list[float] = []
-    make = module.make_optimizer
+    make = loop.make_optimizer
 
     def watched(groups: list[dict[str, Any]], given: TrainingSettings) -> torch.optim.Optimizer:
         optimizer = make(groups, given)
@@ -244,12 +247,43 @@ def test_gradients_are_clipped_only_if_asked(
         )
         return optimizer
 
-    monkeypatch.setattr(module, "make_optimizer", watched)
+    monkeypatch.setattr(loop, "make_optimizer", watched)
     teacher = tiny_model("gpt2")
     warm_start(
         replaced(teacher)[1], teacher, 1, random_blocks(4), replace(SETTINGS, clip=clip), seed=1
     )
     assert (norms[0] == pytest.approx(1e-3, rel=1e-2)) == (clip is not None)
+
+
+def test_a_killed_warm_start_goes_on_to_the_same_bits(
+    tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STATE_SECONDS, "0")
+    settings = replace(SETTINGS, precision="bfloat16")
+
+    def start(work: WorkFolder | None, *, dies_at: int | None = None) -> Any:
+        teacher = tiny_model("gpt2", dropout=0.2)
+        model, block = replaced(teacher)
+        calls = itertools.count()
+
+        def die(*_: Any) -> None:
+            if next(calls) == dies_at:
+                raise KeyboardInterrupt
+
+        block.register_forward_pre_hook(die)
+        history = warm_start(block, teacher, 1, random_blocks(40), settings, seed=5, work=work)
+        # What autocast had put in the place of the block's forward is gone.
+        assert "forward" not in block.__dict__
+        return state(model), history
+
+    undisturbed = start(None)
+    with pytest.raises(KeyboardInterrupt):
+        start(WorkFolder(tmp_path / "work", {}), dies_at=6)
+    work = WorkFolder(tmp_path / "work", {})
+    model, history = start(work)
+    assert work.resumed == [5]
+    assert same(model, undisturbed[0])
+    assert history == undisturbed[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

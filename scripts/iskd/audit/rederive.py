@@ -157,7 +157,7 @@ def _run_script(
         processes=1,
         parallel="ddp",
     )
-    runpy.run_path(assignment.script, init_globals={"snakemake": assignment})
+    runpy.run_path(assignment.script, init_globals={"snakemake": assignment}, run_name="__main__")
     files = (path for path in out.rglob("*") if path.is_file())
     return {path.relative_to(out).as_posix(): file_digest(path) for path in files}
 

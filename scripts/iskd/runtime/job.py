@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from iskd.errors import UserError
 from iskd.provenance.artifact import staging_folder, text_digest
@@ -67,7 +67,9 @@ class Job:
 
 
 @contextmanager
-def run_rule(task: SnakemakeObject | Assignment, *, network: bool = False) -> Iterator[Job]:
+def run_rule(
+    task: SnakemakeObject | Assignment | None = None, *, network: bool = False
+) -> Iterator[Job]:
     """Run a script's body as one job and publish what it wrote into ``job.out``.
 
     Where the rule asks for several processes, the body runs in each of them (see
@@ -76,13 +78,14 @@ def run_rule(task: SnakemakeObject | Assignment, *, network: bool = False) -> It
     they read their switches on import.
 
     Args:
-        task: what the script finds under the name ``snakemake``: Snakemake's object, or in one of
-            several processes their job's description.
+        task: Snakemake's object, or in one of several processes their job's description; left
+            out, what the script that runs finds under the name ``snakemake``.
         network: whether the job may open connections.
 
     Raises:
         SystemExit: the body failed, and nothing was published; with exit code 0, it ran elsewhere.
     """
+    task = task or _task_of_script()
     if isinstance(task, Assignment):
         yield from _process_job(task)
         return
@@ -135,16 +138,27 @@ def run_rule(task: SnakemakeObject | Assignment, *, network: bool = False) -> It
         close_log(log_path)
         if processes > 1:
             sys.exit(0)  # the script's body has run, in the processes
-    except UserError as error:
+    except Exception as error:
+        _exit(error, rule, log, log_path)
+
+
+def _exit(error: Exception, rule: str, log: logging.Logger, log_path: Path | None) -> NoReturn:
+    """End a job that failed, or was asked to stop, in one line."""
+    if isinstance(error, UserError):
         log.error("%s: %s", rule, error)
         sys.exit(f"{rule}: {error}")
-    except Interrupted as stop:
-        log.warning("%s: %s; call snakemake again to go on", rule, stop)
+    if isinstance(error, Interrupted):
+        log.warning("%s: %s; call snakemake again to go on", rule, error)
         sys.exit(EXIT_AGAIN)
-    except Exception as error:
-        log.exception("%s failed", rule)
-        where = f"; the traceback is in {log_path}" if log_path else ""
-        sys.exit(f"{rule} failed: {type(error).__name__}: {error}{where}")
+    log.error("%s failed", rule, exc_info=error)
+    where = f"; the traceback is in {log_path}" if log_path else ""
+    sys.exit(f"{rule} failed: {type(error).__name__}: {error}{where}")
+
+
+def _task_of_script() -> SnakemakeObject | Assignment:
+    """Give what Snakemake, or who runs a script in its place, has put into the script's names."""
+    task: SnakemakeObject | Assignment = sys.modules["__main__"].snakemake
+    return task
 
 
 def _process_job(assignment: Assignment) -> Iterator[Job]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -21,6 +21,10 @@ log = logging.getLogger("iskd.training")
 # How many times a run reports to its log and its history: enough for a curve, few enough to read.
 REPORTS = 50
 
+Phase = Literal["joint", "warm_start"]
+"""What is trained: the whole model, or a compact block by itself."""
+
+_NAMES: dict[Phase, str] = {"joint": "training", "warm_start": "warm start"}
 LOWER_RATE = "the training has diverged, lower its learning_rate"
 
 # Called before each optimiser update with its number (from 0) and how many there are. What it gives
@@ -38,12 +42,14 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
         *,
         count: Callable[[], int],
         on_update: OnUpdate | None,
+        phase: Phase = "joint",
     ) -> None:
         self.history: list[dict[str, Any]] = []
         self.sequences, self.length = sequences.shape
         self.batch = batch
         self.count = count
         self.on_update = on_update
+        self.phase = phase
         self.flops = 0
         # Since the last report. The Trainer's own sum is lost when a run is resumed.
         self.losses: list[torch.Tensor] = []
@@ -69,7 +75,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
         """Have the last step reported whatever its number: its totals are the run's."""
         del args, kwargs
         if self.bar is None and world().first:
-            self.bar = bar(state.max_steps, "training", done=state.global_step - 1)
+            self.bar = bar(state.max_steps, _NAMES[self.phase], done=state.global_step - 1)
         if self.bar is not None:
             self.bar.update()
         if state.global_step == state.max_steps:
@@ -95,7 +101,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
         left = here / max(1, done - self.resumed) * (state.max_steps - done)
         self.history.append(
             {
-                "phase": "joint",
+                "phase": self.phase,
                 "step": done,
                 "tokens": self.seen(done) * self.length,
                 "loss": loss,
@@ -103,7 +109,14 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
                 "flops": self.flops,
             }
         )
-        log.info("step %d of %d, loss %.4f, about %.0f s left", done, state.max_steps, loss, left)
+        log.info(
+            "%sstep %d of %d, loss %.4f, about %.0f s left",
+            "" if self.phase == "joint" else f"{_NAMES[self.phase]}, ",
+            done,
+            state.max_steps,
+            loss,
+            left,
+        )
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the bar away."""

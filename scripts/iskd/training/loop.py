@@ -16,7 +16,7 @@ from iskd.runtime.distributed import check_alike, world
 from iskd.runtime.signals import Interrupted, StopRequest
 from iskd.runtime.workdir import WorkFolder
 from iskd.settings import TrainingSettings
-from iskd.training.curve import LOWER_RATE, REPORTS, OnUpdate, Reporter
+from iskd.training.curve import LOWER_RATE, REPORTS, OnUpdate, Phase, Reporter
 from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import Grouping, make_optimizer, parameter_groups
@@ -87,27 +87,76 @@ def fine_tune(
         pass, which they are proportional to)
 
     Raises:
-        UserError: the sequences are longer than the model takes, the training diverges, or it does
-            not fit into the GPU's memory.
+        UserError: the sequences are longer than the model takes; and as :func:`train`.
+        ValueError: as :func:`train`.
+        Interrupted: as :func:`train`.
+    """
+    check_length(model, sequences)
+    return train(
+        model,
+        sequences,
+        settings,
+        seed=seed,
+        compact=compact,
+        objective=objective,
+        grouping=grouping,
+        on_update=on_update,
+        work=work,
+    )
+
+
+def train(
+    module: nn.Module,
+    sequences: torch.Tensor,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    compact: Collection[nn.Module],
+    objective: Objective,
+    grouping: Grouping = parameter_groups,
+    on_update: OnUpdate | None = None,
+    work: WorkFolder | None = None,
+    phase: Phase = "joint",
+) -> list[dict[str, Any]]:
+    """Train a model, or a part of one, in place: what :func:`fine_tune` and a warm start share.
+
+    Args:
+        module: what is trained; the objective is called with it and a batch.
+        sequences: as in :func:`fine_tune`, and so all below but ``phase``.
+        settings: how it is trained.
+        seed: seed of the data's order and of dropout.
+        compact: modules that get the high learning rate.
+        objective: the loss.
+        grouping: sorts the parameters into the optimiser's groups.
+        on_update: called before each optimiser update.
+        work: where the states of the run are kept.
+        phase: what the training curve's rows call it.
+
+    Returns:
+        the training curve
+
+    Raises:
+        UserError: the training diverges, or does not fit into the GPU's memory.
         ValueError: ``on_update`` is to change a model that several processes share in parts.
         Interrupted: the process was asked to stop; the state is saved.
     """
-    check_length(model, sequences)
     seed %= 2**32  # numpy, which the Trainer seeds too, takes no more
     together = world()
-    check_alike(model)
+    check_alike(module)
     make_deterministic(seed)
-    groups = grouping(model, compact, settings)
+    groups = grouping(module, compact, settings)
     updates = -(-len(sequences) // settings.batch_size) * settings.epochs
 
-    count = partial(_flops_of_a_sequence, model, sequences, objective)
-    reporter = Reporter(sequences, settings.batch_size, count=count, on_update=on_update)
-    trained = model
-    if together.parallel == "fsdp":
+    count = partial(_flops_of_a_sequence, module, sequences, objective)
+    reporter = Reporter(
+        sequences, settings.batch_size, count=count, on_update=on_update, phase=phase
+    )
+    trained = module
+    if together.parallel == "fsdp" and isinstance(module, PreTrainedModel):
         if on_update is not None:
             raise ValueError("what changes the model from step to step cannot be split: use ddp")
         reporter.per_sequence[None] = count()  # as long as the model is whole
-        trained, groups = copy_to_train(model, groups)
+        trained, groups = copy_to_train(module, groups)
     optimizer = make_optimizer(groups, settings)
     _hint_at_bfloat16(settings.precision)
     stop = StopRequest()
@@ -116,9 +165,9 @@ def fine_tune(
         nullcontext() if work is None else stop.handling_signals(),
     ):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        states = states_of(work, device) if work is not None else None
-        args = _arguments(model, settings, seed, updates, str(states.path if states else scratch))
-        if trained is not model:
+        states = states_of(work, device, phase, seed) if work is not None else None
+        args = _arguments(module, settings, seed, updates, str(states.path if states else scratch))
+        if trained is not module:
             split_by_block(trained, args)
         trainer = ObjectiveTrainer.of(trained, args, sequences, reporter)
         # Not handed over as an argument, which it refuses for a model that is split.
@@ -143,12 +192,16 @@ def fine_tune(
                 f"{stop.signal_name} after step {trainer.state.global_step} of {updates}; "
                 "its state is kept"
             )
-    if trained is not model:
-        take_over(model, trained)
-    model.activation_checkpointing_disable()
-    if together.first and not all(bool(p.isfinite().all()) for p in model.parameters()):
+    if trained is not module:
+        take_over(module, trained)
+    # For autocast the library has put another forward in the place of the class's own.
+    for name in ("forward", "_original_forward"):
+        module.__dict__.pop(name, None)
+    if isinstance(module, PreTrainedModel):
+        module.activation_checkpointing_disable()
+    if together.first and not all(bool(p.isfinite().all()) for p in module.parameters()):
         raise UserError(f"after {updates} steps the weights are no numbers; {LOWER_RATE}")
-    model.eval()
+    module.eval()
     return reporter.history
 
 
@@ -183,28 +236,29 @@ def _full_memory_explained(settings: TrainingSettings) -> Iterator[None]:
         ) from error
 
 
-def _flops_of_a_sequence(
-    model: PreTrainedModel, sequences: torch.Tensor, objective: Objective
-) -> int:
+def _flops_of_a_sequence(module: nn.Module, sequences: torch.Tensor, objective: Objective) -> int:
     """Count what training on one sequence costs, forward and backward.
 
     What checkpointing computes again is no part of it.
     """
-    training, checkpointing = model.training, model.is_activation_checkpointing
-    model.train()
-    batch = {"input_ids": sequences[:1].long().to(model.device)}
-    if checkpointing:
-        model.activation_checkpointing_disable()
+    training = module.training
+    whole = module if isinstance(module, PreTrainedModel) else None
+    checkpointing = whole is not None and whole.is_activation_checkpointing
+    module.train()
+    device = next(module.parameters()).device
+    batch = {"input_ids": sequences[:1].long().to(device)}
+    if whole is not None and checkpointing:
+        whole.activation_checkpointing_disable()
     try:
-        return count_flops(lambda: objective(model, batch), model.parameters())
+        return count_flops(lambda: objective(module, batch), module.parameters())
     finally:
-        model.train(training)
-        if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+        module.train(training)
+        if whole is not None and checkpointing:
+            whole.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def _arguments(
-    model: PreTrainedModel, settings: TrainingSettings, seed: int, updates: int, folder: str
+    module: nn.Module, settings: TrainingSettings, seed: int, updates: int, folder: str
 ) -> TrainingArguments:
     """Say the settings of a run in the Trainer's words."""
     args = TrainingArguments(
@@ -227,7 +281,7 @@ def _arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         # The Trainer writes its own choice into the model's config, which is published.
-        use_cache=model.config.use_cache,
+        use_cache=module.config.use_cache if isinstance(module, PreTrainedModel) else False,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         # Not only for a model with unused parts: without it DDP puts the gradients into another

@@ -17,7 +17,8 @@ from iskd.models.activations import first_tensor
 from iskd.runtime.distributed import batch_mean
 from iskd.settings import ObjectiveSettings
 
-Objective = Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor]
+Objective = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+"""Give the loss of what is trained, a model or a part of one, on a batch."""
 
 
 def next_token_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:

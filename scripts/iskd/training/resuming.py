@@ -16,15 +16,17 @@ from iskd.provenance.machine import bits_depend_on
 from iskd.runtime.distributed import first_says, largest, wait_for_all, world
 from iskd.runtime.signals import StopRequest
 from iskd.runtime.workdir import RunStates, WorkFolder, state_seconds
+from iskd.training.curve import Phase
 
 log = logging.getLogger("iskd.training")
 
 _CURVE = "curve.json"
 
 
-def states_of(work: WorkFolder, device: torch.device) -> RunStates:
-    """Open the states of a run that trains here: its bits depend on devices and threads too."""
-    return work.run(**bits_depend_on(device), processes=world().size, parallel=world().parallel)
+def states_of(work: WorkFolder, device: torch.device, phase: Phase, seed: int) -> RunStates:
+    """Open the states of one of a job's trainings: its bits depend on devices and threads too."""
+    together = {"processes": world().size, "parallel": world().parallel}
+    return work.run(**bits_depend_on(device), **together, phase=phase, seed=seed)
 
 
 def newest_state(states: RunStates) -> Path | None:

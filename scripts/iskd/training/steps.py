@@ -125,7 +125,7 @@ def substitute_block(
     head, sequences = _share(sequences, settings.warm_start)
     warm: list[dict[str, Any]] = []
     if len(head):
-        warm = warm_start(block, teacher(), index, head, training, seed=own_seed)
+        warm = warm_start(block, teacher(), index, head, training, seed=own_seed, work=work)
     history = fine_tune(
         model,
         sequences,
@@ -178,7 +178,9 @@ def substitute_at_once(
     for index, part in zip(indices, head.tensor_split(len(indices)), strict=True):
         if len(part):
             phases.append(
-                warm_start(compact[index], teacher(), index, part, training, seed=seed + index)
+                warm_start(
+                    compact[index], teacher(), index, part, training, seed=seed + index, work=work
+                )
             )
     objective = make_objective(settings.objective, teacher)
     with ExitStack() as stack:

@@ -1,9 +1,8 @@
 """Block-local warm start: a compact block first learns what the replaced one does."""
 
-import logging
-import math
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +13,10 @@ from transformers.cache_utils import Cache
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import BlockCall, block_calls, first_tensor
-from iskd.settings import TrainingSettings
-from iskd.training.curve import REPORTS, check_finite
-from iskd.training.flops import count_flops
-from iskd.training.loop import check_length, make_deterministic
-from iskd.training.optimizer import make_optimizer, parameter_groups
-
-log = logging.getLogger("iskd.training")
+from iskd.runtime.distributed import batch_mean
+from iskd.runtime.workdir import WorkFolder
+from iskd.settings import LearningRates, TrainingSettings
+from iskd.training.loop import check_length, train
 
 # Share of the updates in which the learning rate rises; then it falls along half a cosine to 0.
 WARM_UP = 0.05
@@ -34,6 +30,7 @@ def warm_start(
     settings: TrainingSettings,
     *,
     seed: int,
+    work: WorkFolder | None = None,
 ) -> list[dict[str, Any]]:
     """Train a compact block, in place, to reproduce the output of the teacher's block ``index``.
 
@@ -52,103 +49,70 @@ def warm_start(
         settings: of them epochs, batch size, the high learning rate, optimiser, weight decay,
             beta2, clip and precision count.
         seed: seed of the data's order and of dropout.
+        work: where the states of the run are kept, if it is to survive being killed.
 
     Returns:
-        the training curve, its last row at the last step: optimiser step, tokens seen, loss (mean
-        since the row before), learning rate, FLOPs so far
+        the training curve, as ``fine_tune`` gives it
 
     Raises:
         UserError: the teacher has no such block or takes no sequences so long, or the training
             diverges.
+        Interrupted: the process was asked to stop; the state is saved.
     """
     check_length(teacher, sequences)
     whole = family_of(teacher.config).blocks(teacher)
     if not 0 <= index < len(whole):
         raise UserError(f"block {index} does not exist: the model has blocks 0 to {len(whole) - 1}")
-    seed %= 2**32
-    make_deterministic(seed)
+    rate = settings.learning_rate.compact
+    own = replace(
+        settings,
+        learning_rate=LearningRates(compact=rate, rest=rate),
+        schedule="cosine",
+        warmup=WARM_UP,
+        # The loss is a ratio of a batch's means, and a block is small.
+        micro_batch=None,
+        checkpointing=False,
+        compile=False,
+    )
     like = next(block.parameters())
     teacher.to(like.device)
-    rate = settings.learning_rate.compact
-    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
-    optimizer = make_optimizer(parameter_groups(block, [block], settings), settings)
-    batches = _batches(len(sequences), settings.batch_size, settings.epochs, seed)
-    updates = len(batches)
-    autocast = settings.precision == "bfloat16"
-    modes = [(module, module.training) for module in (*teacher.modules(), *block.modules())]
-    teacher.eval()
-    block.train()
 
-    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+    def imitation(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        ids = batch["input_ids"]
+        counted = int(batch["counted"]) if "counted" in batch else len(ids)
         with torch.autocast(like.device.type, enabled=False):
-            calls = block_calls(teacher, [index], ids.long().to(like.device))
-        call = _adapted(calls[index], like)
-        with torch.autocast(like.device.type, torch.bfloat16, enabled=autocast):
-            output = first_tensor(block(call.hidden, *call.args, **call.kwargs))
+            call = _adapted(block_calls(teacher, [index], ids)[index], like)
+        output = first_tensor(module(call.hidden, *call.args, **call.kwargs))
         wanted, before = call.output.float(), call.hidden.float()
-        error = (output.float() - wanted).square().mean()
         # A block that does nothing at all would divide by zero.
-        moved = (wanted - before).square().mean().clamp_min(torch.finfo(torch.float32).tiny)
-        return error / moved
+        moved = batch_mean((wanted - before).square(), counted)
+        return (output.float() - wanted).square().mean() / moved.clamp_min(
+            torch.finfo(torch.float32).tiny
+        )
 
-    history: list[dict[str, Any]] = []
-    started, flops, seen, recent = time.monotonic(), 0, 0, []
+    with _evaluating(teacher):
+        return train(
+            block,
+            sequences,
+            own,
+            seed=seed,
+            compact=[block],
+            objective=imitation,
+            work=work,
+            phase="warm_start",
+        )
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into its own afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
     try:
-        per_sequence = count_flops(lambda: loss_of(sequences[:1]), trained)
-        for update, (batch, factor) in enumerate(zip(batches, _factors(updates), strict=True), 1):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            optimizer.zero_grad()
-            loss = loss_of(sequences[batch])
-            loss.backward()
-            if settings.clip:
-                nn.utils.clip_grad_norm_(trained, settings.clip)
-            optimizer.step()
-            flops += per_sequence * len(batch)
-            seen += len(batch)
-            recent.append(loss.detach())
-            if update % max(1, updates // REPORTS) == 0 or update == updates:
-                history.append(
-                    {
-                        "phase": "warm_start",
-                        "step": update,
-                        "tokens": seen * sequences.shape[1],
-                        "loss": torch.stack(recent).mean().item(),
-                        "learning_rate": rate * factor,
-                        "flops": flops,
-                    }
-                )
-                check_finite(history[-1]["loss"], update, updates)
-                recent.clear()
-                log.info(
-                    "warm start, step %d of %d, loss %.4f, about %.0f s left",
-                    update,
-                    updates,
-                    history[-1]["loss"],
-                    (time.monotonic() - started) / update * (updates - update),
-                )
+        yield
     finally:
-        optimizer.zero_grad()
         for module, training in modes:
             module.training = training
-    return history
-
-
-def _batches(count: int, size: int, epochs: int, seed: int) -> list[torch.Tensor]:
-    """Draw which sequences each update sees: all in every epoch, each time in a new order."""
-    draw = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(count, generator=draw) for _ in range(epochs)]
-    return [batch for order in orders for batch in order.split(size)]
-
-
-def _factors(updates: int) -> Iterator[float]:
-    """Give what the learning rate is multiplied by, update by update: never 0, once 1."""
-    rising = max(1, math.ceil(WARM_UP * updates))
-    for update in range(1, updates + 1):
-        if update <= rising:
-            yield update / rising
-        else:
-            yield (1 + math.cos(math.pi * (update - rising) / (updates + 1 - rising))) / 2
 
 
 def _adapted(call: BlockCall, like: torch.Tensor) -> BlockCall:
