@@ -44,9 +44,10 @@ bench: $(STAMP)  ## evaluation, training, compressed models and the workflow its
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.workflow --largest 1000 --first-seed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.growth
 
-lint: $(STAMP)  ## formatting, static checks, types, Snakemake's own lint
+lint: $(STAMP)  ## formatting, static checks, docstrings, types, Snakemake's own lint
 	$(BIN)/ruff format --check scripts tests tools
 	$(BIN)/ruff check scripts tests tools
+	$(BIN)/python tools/check_docstrings.py
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint

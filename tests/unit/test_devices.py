@@ -24,5 +24,5 @@ def test_gpus_that_a_process_may_use(environ: dict[str, str], seen: int, tmp_pat
     assert visible_gpus(tmp_path, environ) == seen
 
 
-def test_a_machine_without_any(tmp_path: Path) -> None:
+def test_a_machine_without_gpus_has_none(tmp_path: Path) -> None:
     assert visible_gpus(tmp_path, {}) == 0

@@ -148,13 +148,13 @@ def test_known_arms_look_the_same_in_any_company() -> None:
     assert len(looks) == len(every)
 
 
-def test_names_for_readers() -> None:
+def test_readers_see_titles_instead_of_keys() -> None:
     assert arm_styles(["iskd_kl"])["iskd_kl"].label == "ISKD KL"
     assert arm_styles(["random_order"])["random_order"].label == "Random order"
     assert (task_title("arc_easy"), task_title("my_task")) == ("ARC-easy", "my task")
 
 
-def test_dollar_signs_are_no_formula(metrics: pd.DataFrame) -> None:
+def test_dollar_signs_do_not_begin_a_formula(metrics: pd.DataFrame) -> None:
     odd = metrics.assign(arm=metrics["arm"].replace("kd", "a$b$c_"))
     figure, _ = tradeoff_figure(odd, HEADLINE, CHANCE, "gpt2")
     figure.draw_without_rendering()
@@ -163,7 +163,7 @@ def test_dollar_signs_are_no_formula(metrics: pd.DataFrame) -> None:
     assert not any(is_math_text(text) for text in shown)
 
 
-def test_one_figure_per_teacher(metrics: pd.DataFrame) -> None:
+def test_a_figure_shows_one_teacher_alone(metrics: pd.DataFrame) -> None:
     other = metrics.assign(teacher="phi-1", value=metrics["value"] / 2)
     both = pd.concat([metrics, other])
     _, one = tradeoff_figure(both, HEADLINE, CHANCE, "gpt2")

@@ -73,7 +73,7 @@ def test_an_ordinary_folder_comes_out(
     assert (tmp_path / "generation_config.json").is_file()
 
 
-def test_an_architecture_that_the_library_cannot_read(
+def test_an_architecture_that_the_library_cannot_read_is_refused(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     write_gguf(small_llama(tokenizer), tokenizer, tmp_path / "a.gguf", architecture="abacus")

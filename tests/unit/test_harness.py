@@ -240,7 +240,7 @@ def test_standard_error_is_lm_evals(
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_same_inputs_same_bytes(
+def test_the_same_inputs_give_the_same_bytes(
     kind: str, model: GPT2LMHeadModel, tokenizer: Any, rows_path: Path, hellaswag_path: Path
 ) -> None:
     path = hellaswag_path if kind == "hellaswag" else rows_path
@@ -353,7 +353,7 @@ def sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_no_network_no_cache_no_chatter(
+def test_an_evaluation_uses_no_network_and_no_cache_and_is_quiet(
     model: GPT2LMHeadModel,
     tokenizer: Any,
     hellaswag_path: Path,

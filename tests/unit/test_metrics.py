@@ -186,7 +186,7 @@ def test_rows_that_contradict_each_other_are_refused() -> None:
         tidy([row(), row(task="cbt_context", reduction=0.26)])
 
 
-def test_retention() -> None:
+def test_what_is_kept_is_measured_from_nothing_or_from_chance() -> None:
     # The claim "94.25 % of HellaSwag kept" seen as what is kept of the margin over chance.
     assert retention(0.9425 * 0.2892, 0.2892) == pytest.approx(0.9425)
     assert corrected_retention(0.9425 * 0.2892, 0.2892, 0.25) == pytest.approx(0.5758, abs=1e-4)
@@ -195,7 +195,7 @@ def test_retention() -> None:
     assert math.isnan(corrected_retention(0.2, 0.24, 0.25))
 
 
-def test_directions() -> None:
+def test_a_measure_knows_which_direction_is_better() -> None:
     assert measure("acc_norm").higher_is_better
     assert not measure("loss").higher_is_better
     with pytest.raises(UserError, match="'accuracy' is not known"):
@@ -231,7 +231,7 @@ def test_a_wrong_chance_level_is_refused(level: float) -> None:
         check_chance({"hellaswag": level})
 
 
-def test_aggregate_over_seeds_and_over_items() -> None:
+def test_spread_is_over_seeds_or_over_the_items_of_one() -> None:
     rows = [row(seed=s, value=v) for s, v in ((1, 0.2), (2, 0.3), (3, 0.7))]
     rows += [row(arm="kd", value=0.5, stderr=0.1, low=0.31, high=0.68)]
     rows += [row(arm="l1", stderr=None), row(arm="l2", low=0.2, high=0.28), teacher_row()]

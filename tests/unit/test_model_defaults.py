@@ -101,7 +101,7 @@ def test_what_is_given_is_not_asked_for(here: Path) -> None:
     assert found["teachers"]["model"]["family"] == "llama"
 
 
-def test_half_of_the_blocks_as_in_the_paper() -> None:
+def test_half_of_the_blocks_are_replaced_as_in_the_paper() -> None:
     for kind, blocks, half in (("gpt2", 12, 6), ("phi", 24, 12)):
         found = fill_in(
             folder(compact={"reduction": 0.3}),

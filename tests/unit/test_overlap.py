@@ -23,7 +23,7 @@ def test_an_item_is_what_it_tells_with_its_right_answer() -> None:
     assert item_text({"a": "x", "n": 3, "b": {"text": ["y", "z"]}}) == "x y z"
 
 
-def test_overlap_by_hand() -> None:
+def test_overlap_equals_what_is_counted_by_hand() -> None:
     rows: list[Mapping[str, Any]] = [ROW, {"text": "a b c d"}, {"text": "hen sat"}, {"text": "..."}]
     corpus = ["So the hen sat: it RAINED.", "a b", "c d a b c"]
     items = measure_overlap(rows, corpus, 3)

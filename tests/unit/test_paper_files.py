@@ -47,7 +47,9 @@ def one(table: pd.DataFrame, **where: object) -> pd.Series:
 # --- tables ---------------------------------------------------------------------------------
 
 
-def test_differences_and_what_they_rest_on(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_differences_stand_beside_what_they_rest_on(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
     metrics = at_headline(tables[0], STEPS)
     table = significance_table(metrics, HEADLINE)
     row = one(table, arm="iskd", task="hellaswag")
@@ -126,7 +128,7 @@ def test_names_of_macros_are_letters() -> None:
     assert macro_name("phi-1", "l1", "decode_b32") == r"\iskdPhiOneLOneDecodeBThreeTwo"
 
 
-def test_a_macro_for_every_number(
+def test_every_number_has_a_macro(
     tables: tuple[pd.DataFrame, pd.DataFrame], tmp_path: Path
 ) -> None:
     metrics, measurements = tables

@@ -48,7 +48,7 @@ def begin(handler: StudyProgress, number: int, rule: str, *wildcards: str, log: 
     tell(handler, "job_info", jobid=number, rule_name=rule, wildcards=named, log=logs)
 
 
-def test_a_study_of_one_job_after_the_other(clock: Clock) -> None:
+def test_the_time_left_is_told_while_jobs_run_one_by_one(clock: Clock) -> None:
     said = io.StringIO()
     handler = StudyProgress("mine", said)
     tell(handler, "run_info", stats={"evaluate": 3, "pretrain_teacher": 1, "total": 4})
@@ -82,7 +82,7 @@ def test_jobs_at_a_time_share_what_is_left(clock: Clock) -> None:
     assert handler.seconds_left() == pytest.approx(30)
 
 
-def test_a_line_now_and_then(clock: Clock) -> None:
+def test_quick_jobs_do_not_get_a_line_each(clock: Clock) -> None:
     said = io.StringIO()
     handler = StudyProgress("mine", said)
     tell(handler, "run_info", stats={"evaluate": 50, "total": 50})
@@ -136,7 +136,7 @@ def test_events_nobody_follows_do_no_harm() -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (600, "10 min"), (36_000, "10.0 h")]
 )
-def test_durations(seconds: float, words: str) -> None:
+def test_durations_are_told_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
 
 

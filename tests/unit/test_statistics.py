@@ -49,7 +49,7 @@ def test_mean_by_hand() -> None:
     assert (found.n, found.clusters) == (4, 4)
 
 
-def test_cluster_robust_error_by_hand() -> None:
+def test_the_cluster_robust_error_equals_one_worked_out_by_hand() -> None:
     found = mean([1, 1, 0, 0, 0, 1], ["a", "a", "a", "b", "b", "c"])
     # Mean 1/2. Deviations add up to 0.5 + 0.5 - 0.5 = 0.5 in a, -1 in b, 0.5 in c; their squares to
     # 1.5, times 3/2 is 2.25; the root 1.5 over 6 items is 0.25.
@@ -58,21 +58,21 @@ def test_cluster_robust_error_by_hand() -> None:
     assert (found.n, found.clusters) == (6, 3)
 
 
-def test_weighted_ratio_by_hand() -> None:
+def test_a_weighted_ratio_equals_one_worked_out_by_hand() -> None:
     found = ratio([2, 4], [1, 3])
     # 6/4. Residuals 2 - 1.5 = 0.5 and 4 - 4.5 = -0.5; squares 0.5, times 2/1 is 1; 1 over 4.
     assert (found.value, found.stderr) == near(1.5, 0.25)
     assert interval(found) == near(1.5 - T1 / 4, 1.5 + T1 / 4)
 
 
-def test_perplexity_by_hand() -> None:
+def test_perplexity_equals_one_worked_out_by_hand() -> None:
     found = perplexity([2, 4], [1, 3])
     e = math.exp(1.5)
     assert (found.value, found.stderr) == near(e, e / 4)
     assert interval(found) == near(e / math.exp(T1 / 4), e * math.exp(T1 / 4))
 
 
-def test_accuracy_by_hand() -> None:
+def test_accuracy_equals_one_worked_out_by_hand() -> None:
     found = proportion([True, True, False, True])
     assert (found.value, found.stderr) == near(0.75, math.sqrt(0.75 * 0.25 / 3))
     # Wilson: (p + z2/2n -+ z sqrt(p q / n + z2/4n2)) / (1 + z2/n) with z2 = 3.841459, n = 4:
@@ -95,7 +95,7 @@ def test_no_hits_by_hand() -> None:
     assert interval(proportion([1] * 10)) == near(1 - Z**2 / (10 + Z**2), 1)
 
 
-def test_paired_difference_by_hand() -> None:
+def test_a_paired_difference_equals_one_worked_out_by_hand() -> None:
     ours, theirs = [1, 1, 0, 1], [1, 0, 0, 0]
     found = paired_difference(ours, theirs, resamples=100, seed=1)
     # Differences 0 1 0 1: squares of deviations add up to 1, over 3 and 4.
@@ -180,7 +180,7 @@ def test_a_teacher_near_chance_has_no_margin_to_keep() -> None:
         (0, 0, 1.0),
     ],
 )
-def test_mcnemar_by_hand(gained: int, lost: int, p: float) -> None:
+def test_mcnemars_p_value_equals_one_worked_out_by_hand(gained: int, lost: int, p: float) -> None:
     ours = [True] * gained + [False] * lost + [True, False] * 4
     theirs = [False] * gained + [True] * lost + [True, False] * 4
     assert mcnemar_p(ours, theirs) == near(p)
@@ -201,7 +201,7 @@ def test_runs_by_hand() -> None:
     assert (found.low, found.high) == near(2 - T2 / math.sqrt(3), 2 + T2 / math.sqrt(3))
 
 
-def test_one_item_one_source() -> None:
+def test_one_item_or_one_source_has_no_error() -> None:
     assert mean([3.0]).value == 3
     for found in (mean([3.0]), mean([1, 2], ["a", "a"]), proportion([0, 1], ["a", "a"])):
         assert all(math.isnan(x) for x in (found.stderr, found.low, found.high))
@@ -291,7 +291,7 @@ def test_saying_everything_twice_adds_no_knowledge(values: np.ndarray, data: st.
 
 
 @given(hits=hits_strategy, data=st.data())
-def test_a_model_beside_itself(hits: np.ndarray, data: st.DataObject) -> None:
+def test_a_model_beside_itself_differs_in_nothing(hits: np.ndarray, data: st.DataObject) -> None:
     groups = labels_for(data, len(hits))
     found = compare_scores(hits, hits, groups, chance=0.0, resamples=50, seed=1)
     assert found.difference.value == 0
@@ -396,7 +396,7 @@ def cells(
 
 
 @pytest.mark.parametrize(("n", "p"), [(200, 0.3), (1000, 0.1)])
-def test_accuracy_covers(n: int, p: float) -> None:
+def test_the_interval_of_an_accuracy_covers_it(n: int, p: float) -> None:
     assert covers(coverage(lambda r: (r.random(n) < p,), p, lambda hits, seed: proportion(hits)))
 
 
@@ -409,21 +409,21 @@ def _clustered_hits(count: int, p: float) -> Draw:
 
 
 @pytest.mark.parametrize(("count", "p"), [(60, 0.3), (60, 0.1), (200, 0.3)])
-def test_clustered_accuracy_covers(count: int, p: float) -> None:
+def test_the_interval_of_a_clustered_accuracy_covers_it(count: int, p: float) -> None:
     draw = _clustered_hits(count, p)
     assert covers(coverage(draw, p, lambda hits, groups, seed: proportion(hits, groups)))
     # And it is the clustering that does it: the same without it covers far less.
     assert coverage(draw, p, lambda hits, groups, seed: proportion(hits)) < 0.9
 
 
-def test_accuracy_of_few_sources_covers_nearly() -> None:
+def test_the_interval_over_few_sources_nearly_covers_the_accuracy() -> None:
     share = coverage(
         _clustered_hits(10, 0.3), 0.3, lambda hits, groups, seed: proportion(hits, groups)
     )
     assert 0.9 <= share <= 0.97
 
 
-def test_loss_covers() -> None:
+def test_the_interval_of_a_loss_covers_it() -> None:
     # Skewed, as losses are: a gamma's shape of 2 has skewness 1.4.
     share = coverage(lambda r: (r.gamma(2, 1, 200),), 2, lambda losses, seed: mean(losses))
     assert covers(share)
@@ -436,7 +436,7 @@ def _stories(rng: np.random.Generator) -> tuple[Any, ...]:
     return loss * tokens, tokens, groups
 
 
-def test_loss_by_story_and_its_perplexity_cover() -> None:
+def test_the_intervals_of_a_loss_by_story_and_its_perplexity_cover_them() -> None:
     assert covers(coverage(_stories, 3, lambda y, x, groups, seed: ratio(y, x, groups)))
     assert covers(
         coverage(_stories, math.exp(3), lambda y, x, groups, seed: perplexity(y, x, groups))
@@ -449,7 +449,7 @@ PLAIN, CLUSTERED = (400, None), (0, 80)
 
 
 @pytest.mark.parametrize("size", [PLAIN, CLUSTERED])
-def test_paired_difference_covers(size: tuple[int, int | None]) -> None:
+def test_the_interval_of_a_paired_difference_covers_it(size: tuple[int, int | None]) -> None:
     share = coverage(
         lambda r: cells(r, SHARES, *size),
         -0.05,
@@ -461,7 +461,7 @@ def test_paired_difference_covers(size: tuple[int, int | None]) -> None:
 
 
 @pytest.mark.parametrize("size", [PLAIN, CLUSTERED])
-def test_retention_and_margin_cover(size: tuple[int, int | None]) -> None:
+def test_the_intervals_of_retention_and_margin_cover_them(size: tuple[int, int | None]) -> None:
     found: list[Estimate | None] = []
 
     def retained(ours: Any, theirs: Any, groups: Any, seed: int) -> Estimate | None:

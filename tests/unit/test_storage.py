@@ -359,7 +359,7 @@ def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
         ("without_work_for_a_state", "results/.make.work"),
     ],
 )
-def test_a_folder_that_somebody_removed(job: str, gone: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_removed_meanwhile_is_named(job: str, gone: str, tmp_path: Path) -> None:
     ended = run_here(tmp_path, command(job))
     ended.check(f"{gone}", "was removed while the job ran", "leave the hidden folders")
     assert not any("make/" in path for path in ended.left)

@@ -55,7 +55,7 @@ def table() -> pd.DataFrame:
     return main_table(tidy(study_rows()), HEADLINE, CHANCE)
 
 
-def test_raw_numbers(table: pd.DataFrame) -> None:
+def test_the_main_table_has_unrounded_numbers(table: pd.DataFrame) -> None:
     assert table["arm"].tolist() == ["teacher", "iskd", "my_arm"]
     assert table["step"].tolist() == [0, 6, 3]
     assert table["seeds"].tolist() == [1, 2, 1]
@@ -77,7 +77,7 @@ def test_raw_numbers(table: pd.DataFrame) -> None:
     assert other["heldout/loss/spread_of"] == ""
 
 
-def test_several_teachers() -> None:
+def test_each_arm_is_measured_against_its_own_teacher() -> None:
     rows = study_rows()
     rows += [r | {"teacher": "phi-1", "value": r["value"] / 2} for r in study_rows()]
     table = main_table(tidy(rows), HEADLINE, {})
@@ -101,7 +101,7 @@ def test_mistakes_are_told(tmp_path: Path, table: pd.DataFrame) -> None:
         save_table(table, tmp_path / "main", "caption", "tab:a_b")
 
 
-def test_markdown(tmp_path: Path, table: pd.DataFrame) -> None:
+def test_a_table_is_written_as_markdown(tmp_path: Path, table: pd.DataFrame) -> None:
     save_table(table, tmp_path / "main", "What a_b keeps", "tab:main")
     assert (tmp_path / "main.md").read_text(encoding="utf-8").splitlines() == [
         r"Table: What a\_b keeps",
@@ -137,7 +137,7 @@ def balanced(tex: str) -> bool:
     return depth == 0
 
 
-def test_latex(tmp_path: Path, table: pd.DataFrame) -> None:
+def test_a_table_is_written_as_latex_that_fits_a_page(tmp_path: Path, table: pd.DataFrame) -> None:
     save_table(table, tmp_path / "main", "50 % of a_b & {c} \\ #1 ^~ <$>", "tab:main")
     tex = (tmp_path / "main.tex").read_text(encoding="utf-8")
     assert balanced(tex)

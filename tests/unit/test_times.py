@@ -162,5 +162,5 @@ def test_drafts_of_running_jobs_are_left_alone() -> None:
     assert time_of(draft) == 1000.0
 
 
-def test_no_results_no_times() -> None:
+def test_without_results_there_are_no_times() -> None:
     assert settle_times(STUDY) == 0
