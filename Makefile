@@ -53,7 +53,7 @@ lint: $(STAMP)  ## formatting, static checks, docstrings, types, Snakemake's own
 	$(BIN)/snakemake --lint
 
 docs: $(STAMP)  ## write what is generated from code: the config's schema, its table of keys, the rule graph
-	$(BIN)/python -m iskd.config
+	$(BIN)/python tools/config_docs.py
 	$(BIN)/python tools/rulegraph.py
 
 lock:  ## solve envs/requirements.in anew

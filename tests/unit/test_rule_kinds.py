@@ -6,6 +6,7 @@ from pathlib import Path
 from iskd.audit import rule_kinds
 
 ROOT = Path(__file__).resolve().parents[2]
+RULE = re.compile(r"^(?:rule|use rule \w+ as) (\w+)", re.MULTILINE)
 # It makes the order of the steps, of nothing or of a model.
 NEITHER = {"plan_substitutions"}
 
@@ -14,7 +15,7 @@ def test_every_rule_is_of_one_kind() -> None:
     rules = {
         name
         for path in (ROOT / "workflow/rules").glob("*.smk")
-        for name in re.findall(r"^rule (\w+):", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in RULE.findall(path.read_text(encoding="utf-8"))
     }
     scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}
     kinds = [value for name, value in vars(rule_kinds).items() if name.isupper()]

@@ -185,7 +185,7 @@ def test_a_family(empty: Follower) -> None:
     empty.edit(
         "scripts/iskd/config/schema.py", '"qwen3", "gpt_neox"]', '"qwen3", "gpt_neox", "olmo"]'
     )
-    empty.python("-m", "iskd.config")
+    empty.python("tools/config_docs.py")
     rules = "scripts/iskd/config/block_rules.py"
     empty.edit(rules, '"gpt_neox": 8, ', '"gpt_neox": 8, "olmo": 2, ')
     empty.after(
@@ -253,7 +253,7 @@ def test_a_baseline(done: Follower) -> None:
     schema = "scripts/iskd/config/schema.py"
     done.edit(schema, "class TeacherTunedArm", NEW_ARM + "class TeacherTunedArm")
     done.edit(schema, "| LayerDropArm |", "| LayerDropArm | RandomDropArm |")
-    done.python("-m", "iskd.config")
+    done.python("tools/config_docs.py")
     models, trainings = (f"scripts/iskd/plan/{name}.py" for name in ("models", "trainings"))
     for file, after in ((models, "    Study,\n"), (trainings, "    Replacing,\n")):
         done.edit(file, after, f"    RandomDropArm,\n{after}")

@@ -1,4 +1,4 @@
-# Where each rule finds its inputs, and what resources it asks for.
+# What the rules' inputs, parameters, outputs and resources are worked out with.
 
 # --- places ---------------------------------------------------------------------------------
 
@@ -241,6 +241,30 @@ def checkpoint_output(rule, *more):
     """List what a rule that trains one of an arm's models writes, its manifest left out."""
     folder = f"<results>/{rule}/{{teacher}}/{{arm}}/seed_{{seed}}/step_{{step}}"
     return [f"{folder}/{name}" for name in [*CHECKPOINT_FILES, *more]]
+
+
+def figure_output(name, title):
+    """Give the files of a teacher's figure, of which the report shows one."""
+    stem = f"<results>/figure_{name}/{{teacher}}/{name}"
+    shown = report(
+        f"{stem}.png",
+        caption=f"../report/figure_{name}.rst",
+        category="Figures",
+        labels={"figure": title, "teacher": "{teacher}"},
+    )
+    return [*multiext(stem, ".pdf", ".svg", ".csv"), shown]
+
+
+def table_output(name, title):
+    """Give the files of a table, of which the report shows one."""
+    stem = f"<results>/table_{name}/{name}"
+    shown = report(
+        f"{stem}.html",
+        caption=f"../report/table_{name}.rst",
+        category="Tables",
+        labels={"table": title},
+    )
+    return [*multiext(stem, ".tex", ".md", ".csv"), shown]
 
 
 # --- resources ------------------------------------------------------------------------------

@@ -5,30 +5,6 @@ FIGURE_FORMATS = ["pdf", "svg", "png", "csv"]
 NUMBER_FORMATS = ["tex", "csv", "md"]
 
 
-def figure_output(name, title):
-    """Give the files of a teacher's figure, of which the report shows one."""
-    stem = f"<results>/figure_{name}/{{teacher}}/{name}"
-    shown = report(
-        f"{stem}.png",
-        caption=f"../report/figure_{name}.rst",
-        category="Figures",
-        labels={"figure": title, "teacher": "{teacher}"},
-    )
-    return [*multiext(stem, ".pdf", ".svg", ".csv"), shown]
-
-
-def table_output(name, title):
-    """Give the files of a table, of which the report shows one."""
-    stem = f"<results>/table_{name}/{name}"
-    shown = report(
-        f"{stem}.html",
-        caption=f"../report/table_{name}.rst",
-        category="Tables",
-        labels={"table": title},
-    )
-    return [*multiext(stem, ".tex", ".md", ".csv"), shown]
-
-
 rule figure_loss:
     """Draw a figure of one teacher's arms: losses by step, and in the rules made of this one others."""
     input:

@@ -1,6 +1,6 @@
 """Write what is generated from the schema: its YAML file, and the table of keys in the docs.
 
-``python -m iskd.config`` writes both, ``python -m iskd.config --check`` only says whether they are
+``python tools/config_docs.py`` writes both, with ``--check`` it only says whether they are
 up to date (exit code 1 if not).
 """
 
@@ -13,7 +13,7 @@ import yaml
 
 from iskd.config.schema import MOST, json_schema
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "workflow" / "schemas" / "config.schema.yaml"
 README = ROOT / "config" / "README.md"
 BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
@@ -111,7 +111,7 @@ def readme_text() -> str:
 
 def main() -> int:
     """Write or check the generated files."""
-    parser = argparse.ArgumentParser(prog="python -m iskd.config", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, report differences")
     check = parser.parse_args().check
     stale = 0
