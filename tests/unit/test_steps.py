@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from iskd.baselines.tuning import tune
 from iskd.errors import UserError
 from iskd.models import ChangedBlocks, CompactSizes, NarrowSizes
+from iskd.runtime.workdir import WorkFolder
 from iskd.settings import (
     AtOnceSettings,
     LearningRates,
@@ -20,7 +22,7 @@ from iskd.settings import (
     TrainingSettings,
     TuningSettings,
 )
-from iskd.training import steps
+from iskd.training import order, steps
 from iskd.training.steps import substitute_at_once, substitute_block
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
@@ -146,18 +148,19 @@ def test_a_measured_order_takes_the_block_that_costs_least(
 ) -> None:
     seen: list[torch.Tensor] = []
     trained: list[torch.Tensor] = []
-    real_tune, real_mean = steps.fine_tune, steps._mean_loss
+    real_tune = steps.fine_tune
 
     def listening(model: Any, sequences: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         trained.append(sequences)
         return real_tune(model, sequences, *args, **kwargs)
 
-    def mean(model: Any, sequences: torch.Tensor, size: int) -> float:
-        seen.append(sequences)
-        return real_mean(model, sequences, size)
+    class Walk(order.BlockWalk):
+        def __init__(self, model: Any, sequences: torch.Tensor, *args: Any, **how: Any) -> None:
+            seen.append(sequences)
+            super().__init__(model, sequences, *args, **how)
 
     monkeypatch.setattr(steps, "fine_tune", listening)
-    monkeypatch.setattr(steps, "_mean_loss", mean)
+    monkeypatch.setattr(order, "BlockWalk", Walk)
     asked = replace(
         STEP,
         block=None,
@@ -178,6 +181,33 @@ def test_a_measured_order_takes_the_block_that_costs_least(
         substitute_block(
             teacher(), nobody, SIZES, blocks, replace(asked, validation=40), step=1, seed=3
         )
+
+
+def test_a_step_that_is_resumed_does_not_measure_again(
+    blocks: torch.Tensor,
+    teacher: Callable[[], PreTrainedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    settings = replace(STEP, block=None, validation=6, start=StartSettings("least_squares", 4))
+    sizes = NarrowSizes(heads=2, mlp=30)
+
+    def step(work: WorkFolder | None) -> steps.Outcome:
+        return substitute_block(
+            teacher(), teacher, sizes, blocks, settings, step=1, seed=3, work=work
+        )
+
+    undisturbed = step(None)
+    with monkeypatch.context() as killed:
+        killed.setattr(steps, "fine_tune", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            step(WorkFolder(tmp_path / "work", {"of": "this job"}))
+    monkeypatch.setattr(order, "trial_block", lambda *_, **__: pytest.fail("measured again"))
+    resumed = step(WorkFolder(tmp_path / "work", {"of": "this job"}))
+    assert resumed.facts == undisturbed.facts
+    assert same(resumed.model, undisturbed.model)
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        step(WorkFolder(tmp_path / "work", {"of": "another job"}))
 
 
 def test_the_published_arm_freezes_blocks_that_begin_alike(

@@ -16,6 +16,7 @@ from iskd.models.modeling.iskd_blocks import (
     CompactBlock,
     CompactSizes,
     NarrowSizes,
+    narrow_block,
 )
 from iskd.models.recipes import Recipe, Sizes, resolve_sizes
 from iskd.settings import Initialisation
@@ -157,6 +158,67 @@ def replace_block(
     return new, blocks[index]
 
 
+def trial_block(
+    model: PreTrainedModel,
+    index: int,
+    sizes: Sizes,
+    initialisation: Initialisation,
+    seed: int,
+    *,
+    calls: Sequence[BlockCall] = (),
+) -> nn.Module:
+    """Make a block that could stand for block ``index``, without a model around it.
+
+    What is drawn at random is drawn from the same distributions as by :func:`replace_block`, but
+    is not the same; what is fitted to the replaced block, or taken from it, is.
+
+    Args:
+        model: the model as it is; left alone.
+        index: the block that it could stand for.
+        sizes: of the new block; their class decides whether it is compact or narrow.
+        initialisation: how it starts (see :mod:`iskd.models.initialisation`).
+        seed: seed of what is drawn.
+        calls: what the teacher's block was handed and gave, for kinds that need it.
+
+    Raises:
+        UserError: the block does not exist or is compact already, or cannot start so.
+    """
+    config = compact_config(model.config, [index], sizes)
+    config._attn_implementation = model.config._attn_implementation
+    adapter = family_of(config).adapter
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        block: nn.Module
+        if isinstance(sizes, NarrowSizes):
+            block = narrow_block(config, sizes, index, adapter)
+        else:
+            slots = ChangedBlocks.of(config).cache_slots(config.num_hidden_layers)
+            block = CompactBlock(config, sizes, slots[index], adapter)
+        block.apply(model._init_weights)
+        if adapter.after_init is not None and isinstance(block, CompactBlock):
+            adapter.after_init(block, config)
+        block.to(model.device, model.dtype)
+        old = adapter.blocks(model)[index]
+        _initialise(block, sizes, initialisation, config=model.config, old=old, calls=calls)
+    return block
+
+
+def _initialise(
+    block: nn.Module,
+    sizes: Sizes,
+    initialisation: Initialisation,
+    *,
+    config: PreTrainedConfig,
+    old: nn.Module,
+    calls: Sequence[BlockCall],
+) -> None:
+    if isinstance(sizes, NarrowSizes):
+        initialise_narrow(block, sizes, initialisation, config, replaced=old, calls=calls)
+    else:
+        assert isinstance(block, CompactBlock)  # noqa: S101 - narrows the type
+        initialise_compact(block, initialisation, config, calls=calls)
+
+
 def replace_blocks(
     model: PreTrainedModel,
     sizes: Mapping[int, Sizes],
@@ -188,14 +250,15 @@ def replace_blocks(
         new = new.to(model.device)
         blocks = {index: family.blocks(new)[index] for index in sizes}
         for index, block in blocks.items():
-            size, known = sizes[index], (calls or {}).get(index, ())
-            if isinstance(size, NarrowSizes):
-                initialise_narrow(
-                    block, size, initialisation, model.config, replaced=old[index], calls=known
-                )
-            else:
-                assert isinstance(block, CompactBlock)  # noqa: S101 - narrows the type
-                initialise_compact(block, initialisation, config, calls=known)
+            known = (calls or {}).get(index, ())
+            _initialise(
+                block,
+                sizes[index],
+                initialisation,
+                config=model.config,
+                old=old[index],
+                calls=known,
+            )
     own = tuple(f"{family.adapter.blocks_path}.{index}." for index in sizes)
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith(own)}
     missing, unexpected = new.load_state_dict(kept, strict=False)

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,29 @@ class WorkFolder:
         digest = hashlib.sha256(canonical_json({"asked": self.request, "how": conditions}).encode())
         check = None if self._lock is None else self.check_held
         return RunStates(self.path, digest.hexdigest(), check, self._note)
+
+    def remember(
+        self, name: str, work_out: Callable[[], Any], *, keep: bool = True, **conditions: Any
+    ) -> Any:
+        """Give what takes long to work out; a further attempt at the artifact reads it.
+
+        Args:
+            name: of the file in the work folder.
+            work_out: gives it, as JSON's types.
+            keep: whether this process writes the file.
+            conditions: what else its bits depend on, such as device and threads.
+        """
+        file = self.path / f"{name}.json"
+        key = json.loads(canonical_json({"asked": self.request, "how": conditions}))
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            if kept["key"] == key:
+                return kept["value"]
+        value = work_out()
+        if keep:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(file, canonical_json({"key": key, "value": value}))
+        return value
 
     def open_ledger(self, spent: Callable[[], Spent]) -> None:
         """Have what this attempt takes counted; those before it have ended."""

@@ -14,7 +14,6 @@ from iskd.errors import UserError
 from iskd.models.activations import BlockCall, all_calls
 from iskd.models.families import family_of
 from iskd.models.initialisation import NEEDS_ACTIVATIONS
-from iskd.models.modeling.iskd_blocks import ChangedBlocks
 from iskd.models.recipes import Sizes
 from iskd.models.substitution import replace_block, replace_blocks
 from iskd.runtime.workdir import WorkFolder
@@ -26,8 +25,9 @@ from iskd.settings import (
 )
 from iskd.training.curve import joined
 from iskd.training.loop import fine_tune
-from iskd.training.objectives import Mixture, Objective, next_token_loss
+from iskd.training.objectives import Mixture, Objective
 from iskd.training.optimizer import parameter_groups, published_groups
+from iskd.training.order import cheapest_block
 from iskd.training.theseus import StochasticBlocks
 from iskd.training.warm_start import warm_start
 
@@ -115,8 +115,15 @@ def substitute_block(
     sequences = step_sequences(corpus, training.sequences, seed=seed, first=step, last=step)
     index = settings.block
     if index is None:
-        index, facts["loss_if_replaced"] = _measure_order(
-            previous, teacher, sizes, sequences, settings, validation=validation, seed=own_seed
+        index, facts["loss_if_replaced"] = cheapest_block(
+            previous,
+            teacher,
+            sizes,
+            sequences,
+            settings,
+            validation=validation,
+            seed=own_seed,
+            work=work,
         )
     calls = _calls(teacher, [index], sequences, settings)
     model, block = replace_block(
@@ -227,43 +234,3 @@ def _share(sequences: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.T
             f"none for the whole model; lower it"
         )
     return sequences[:count], sequences[count:]
-
-
-def _measure_order(
-    model: PreTrainedModel,
-    teacher: Callable[[], PreTrainedModel],
-    sizes: Sizes,
-    sequences: torch.Tensor,
-    settings: StepSettings,
-    *,
-    validation: torch.Tensor,
-    seed: int,
-) -> tuple[int, dict[str, float]]:
-    """Find the block whose replacement, before any training, raises the loss least.
-
-    Returns:
-        its index, and the loss in nats with each block replaced
-    """
-    changed = ChangedBlocks.of(model.config)
-    done = {*changed.compact, *changed.narrow}
-    left = [i for i in range(model.config.num_hidden_layers) if i not in done]
-    calls = _calls(teacher, left, sequences, settings)
-    losses: dict[int, float] = {}
-    for index in left:
-        trial, _ = replace_block(
-            model, index, sizes, settings.start.initialisation, seed, calls=calls[index]
-        )
-        losses[index] = _mean_loss(trial, validation, settings.training.batch_size)
-        log.info("block %d replaced: loss %.4f", index, losses[index])
-    best = min(left, key=lambda index: (losses[index], index))
-    return best, {str(index): loss for index, loss in losses.items()}
-
-
-@torch.no_grad()
-def _mean_loss(model: PreTrainedModel, sequences: torch.Tensor, size: int) -> float:
-    model.eval()
-    total = 0.0
-    for part in sequences.split(size):
-        batch = {"input_ids": part.long().to(model.device)}
-        total += next_token_loss(model, batch).item() * len(part)
-    return total / len(sequences)

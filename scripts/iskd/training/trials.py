@@ -1,0 +1,152 @@
+"""Trials of replacements in a model as it is, one block at a time: nothing of it is copied.
+
+The hidden states before a block are worked out once and handed on from block to block, so that a
+trial runs the block in its place and what follows it, and nothing before.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from iskd.models.activations import BlockCall, first_tensor
+from iskd.models.families import family_of
+from iskd.training.objectives import next_token_loss
+
+Rest = list[tuple[tuple[Any, ...], dict[str, Any]]]
+"""By block: what else it is handed besides the hidden states (mask, positions, rotary angles)."""
+
+
+class BlockWalk:
+    """A model's way over some sequences, block by block, from the first one on.
+
+    Of each batch only the hidden states at the present block are kept, of shape (sequences,
+    positions, hidden size).
+
+    Args:
+        model: any decoder of a known family; is put into evaluation mode.
+        sequences: tokens, int (sequences, length).
+        batch_size: sequences that are run at once.
+        half: compute under bfloat16 autocast; the weights stay as they are.
+
+    Attributes:
+        index: the present block.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sequences: torch.Tensor,
+        batch_size: int,
+        *,
+        half: bool = False,
+    ) -> None:
+        self.model = model.eval()
+        self.index = 0
+        self._half = half
+        self._blocks = list(family_of(model.config).blocks(model))
+        self._ids = [part.long().to(model.device) for part in sequences.split(batch_size)]
+        starts = [self._start(ids) for ids in self._ids]
+        self._hidden = [hidden for hidden, _ in starts]
+        self._rest = [rest for _, rest in starts]
+        self._outputs: list[torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def _start(self, ids: torch.Tensor) -> tuple[torch.Tensor, Rest]:
+        """Give what the first block reads, and what else each block is handed."""
+        hidden: list[torch.Tensor] = []
+        rest: Rest = []
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden.append(args[0])
+            rest.append((args[1:], dict(kwargs)))
+
+        with ExitStack() as stack:
+            for block in self._blocks:
+                handle = block.register_forward_pre_hook(note, with_kwargs=True)
+                stack.callback(handle.remove)
+            stack.enter_context(_passed_through(self._blocks))
+            stack.enter_context(self._autocast())
+            self.model.base_model(input_ids=ids, use_cache=False)
+        return hidden[0], rest
+
+    def calls(self) -> list[BlockCall]:
+        """Give what the present block is handed and what it gives, one call for each batch."""
+        outputs = self._run()
+        return [
+            BlockCall(hidden, *rest[self.index], output)
+            for hidden, rest, output in zip(self._hidden, self._rest, outputs, strict=True)
+        ]
+
+    def advance(self) -> None:
+        """Go on to the next block."""
+        self._hidden, self._outputs = self._run(), None
+        self.index += 1
+
+    @torch.no_grad()
+    def _run(self) -> list[torch.Tensor]:
+        if self._outputs is None:
+            block = self._blocks[self.index]
+            with self._autocast():
+                self._outputs = [
+                    self._through(block, self.index, hidden, rest)
+                    for hidden, rest in zip(self._hidden, self._rest, strict=True)
+                ]
+        return self._outputs
+
+    @torch.no_grad()
+    def loss(self, replacement: nn.Module) -> float:
+        """Give the model's mean next-token loss, in nats, with a replacement of the present block.
+
+        Args:
+            replacement: takes what the block takes; is put into evaluation mode.
+        """
+        replacement.eval()
+        total, count = 0.0, 0
+        with self._autocast():
+            for ids, hidden, rest in zip(self._ids, self._hidden, self._rest, strict=True):
+                output = self._through(replacement, self.index, hidden, rest)
+                for later in range(self.index + 1, len(self._blocks)):
+                    output = self._through(self._blocks[later], later, output, rest)
+                with _passed_through(self._blocks, output):
+                    total += next_token_loss(self.model, {"input_ids": ids}).item() * len(ids)
+                count += len(ids)
+        return total / count
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self._half)
+
+    @staticmethod
+    def _through(block: nn.Module, index: int, hidden: torch.Tensor, rest: Rest) -> torch.Tensor:
+        args, kwargs = rest[index]
+        return first_tensor(block(hidden, *args, **kwargs))
+
+
+@contextmanager
+def _passed_through(
+    blocks: Sequence[nn.Module], output: torch.Tensor | None = None
+) -> Iterator[None]:
+    """Have each block hand its input on unchanged, and the last one give ``output`` instead."""
+
+    def passed(hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden
+
+    def given(*_: Any, **__: Any) -> torch.Tensor | None:
+        return output
+
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.__dict__["forward"] = passed
+        if output is not None:
+            blocks[-1].__dict__["forward"] = given
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.__dict__["forward"] = forward

@@ -1,0 +1,113 @@
+"""Trials of replacements in a model: the losses of whole models, without making them."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from iskd.models import ChangedBlocks, CompactSizes, NarrowSizes, family_of, replace_block
+from iskd.models.activations import block_calls
+from iskd.models.substitution import trial_block
+from iskd.training.objectives import next_token_loss
+from iskd.training.trials import BlockWalk
+from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
+
+FAMILIES = ["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
+SIZES = CompactSizes(width=16, heads=2, blocks=2, mlp=24, positions=POSITIONS)
+
+
+def sequences(count: int = 5, length: int = 10) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(1, VOCABULARY, (count, length), generator=generator, dtype=torch.int32)
+
+
+def loss_of(model: PreTrainedModel, given: torch.Tensor) -> float:
+    """The mean loss of a whole model, in batches of 2."""
+    with torch.no_grad():
+        parts = [
+            next_token_loss(model.eval(), {"input_ids": part.long()}).item() * len(part)
+            for part in given.split(2)
+        ]
+    total = 0.0
+    for part in parts:
+        total += part
+    return total / len(given)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trial_gives_the_loss_of_the_whole_model_to_the_bit(
+    family: str, tiny_model: MakeModel
+) -> None:
+    model, _ = replace_block(tiny_model(family, blocks=4), 2, SIZES, "paper", 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    walk = BlockWalk(model, sequences(), 2)
+    for index in range(4):
+        assert walk.index == index
+        if index not in ChangedBlocks.of(model.config).compact:
+            other, block = replace_block(model, index, SIZES, "paper", 3)
+            assert walk.loss(block) == loss_of(other, sequences())
+        assert walk.loss(family_of(model.config).blocks(model)[index]) == loss_of(
+            model, sequences()
+        )
+        walk.advance()
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any("forward" in block.__dict__ for block in family_of(model.config).blocks(model))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_calls_on_the_way_are_those_of_the_model(family: str, tiny_model: MakeModel) -> None:
+    model = tiny_model(family, blocks=3)
+    walk = BlockWalk(model, sequences(), 2)
+    for index in range(3):
+        for part, call in zip(sequences().split(2), walk.calls(), strict=True):
+            real = block_calls(model, [index], part.long())[index]
+            assert torch.equal(call.hidden, real.hidden)
+            assert torch.equal(call.output, real.output)
+            assert call.kwargs.keys() == real.kwargs.keys()
+        walk.advance()
+
+
+@pytest.mark.parametrize("initialisation", ["teacher", "least_squares"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_on_trial_is_the_one_that_would_be_taken(
+    family: str, initialisation: Any, tiny_model: MakeModel
+) -> None:
+    model = tiny_model(family, blocks=3)
+    heads = family_of(model.config).adapter.sharing_heads(model.config)
+    sizes = NarrowSizes(heads=heads, mlp=20)
+    calls = [block_calls(model, [1], part.long())[1] for part in sequences(8).split(4)]
+    _, real = replace_block(model, 1, sizes, initialisation, 5, calls=calls)
+    trial = trial_block(model, 1, sizes, initialisation, 5, calls=calls)
+    mine, others = trial.state_dict(), real.state_dict()
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in mine.items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_block_on_trial_is_drawn_as_the_library_does(
+    family: str, tiny_model: MakeModel
+) -> None:
+    model = tiny_model(family, blocks=3)
+    _, real = replace_block(model, 1, SIZES, "paper", 5)
+    trial, again = (trial_block(model, 1, SIZES, "paper", 5) for _ in range(2))
+    for name, value in real.state_dict().items():
+        drawn = trial.state_dict()[name]
+        assert torch.equal(drawn, again.state_dict()[name])
+        assert drawn.std().item() == pytest.approx(value.std().item(), rel=0.35, abs=1e-6)
+
+
+def test_nothing_before_the_block_is_run(tiny_model: MakeModel) -> None:
+    model = tiny_model("llama", blocks=4)
+    walk = BlockWalk(model, sequences(), 2)
+    blocks = family_of(model.config).blocks(model)
+    for _ in range(2):
+        walk.advance()
+    ran: list[int] = []
+    for index, block in enumerate(blocks):
+        attention = block.get_submodule("self_attn")
+        attention.register_forward_hook(lambda *_, index=index: ran.append(index))
+    walk.loss(blocks[2])
+    assert set(ran) == {2, 3}
+    assert len(ran) == 2 * 3
