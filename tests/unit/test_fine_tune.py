@@ -15,7 +15,8 @@ from iskd.errors import UserError
 from iskd.models import CompactSizes, replace_block
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
-from iskd.training import loop
+from iskd.training import loop, objectives
+from iskd.training.chunked import LARGE_VOCABULARY
 from iskd.training.curve import joined, write_history
 from iskd.training.flops import count_flops
 from iskd.training.loop import fine_tune
@@ -269,6 +270,24 @@ def test_an_objective_is_what_is_trained_on(tiny_model: MakeModel) -> None:
     assert history[0]["loss"] == pytest.approx(wanted, rel=1e-5)
     assert history[0]["learning_rate"] == 1e-3
     assert all(torch.equal(kept[name], value) for name, value in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_large_vocabulary_learns_the_same_without_logits(
+    precision: Any, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = []
+    for large in (LARGE_VOCABULARY, 2):
+        monkeypatch.setattr(objectives, "LARGE_VOCABULARY", large)
+        objective = Mixture(ObjectiveSettings(next_token=0.5, kl=0.5), tiny_model("gpt2"))
+        settings = replace(SETTINGS, precision=precision, micro_batch=2, epochs=3)
+        history = fine_tune(fresh(), random_blocks(10), settings, seed=1, objective=objective)
+        curves.append([row["loss"] for row in history])
+        flops = history[-1]["flops"]
+        assert flops > 0
+    tolerance = 1e-5 if precision == "float32" else 2e-2
+    assert curves[1] == pytest.approx(curves[0], rel=tolerance)
+    assert curves[1] != curves[0]
 
 
 def test_parameters_may_be_grouped_as_the_published_code_does(tiny_model: MakeModel) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 from iskd.cli import main
 from iskd.evaluation.efficiency import _allocations
 from iskd.models.substitution import compact_config
+from iskd.training.chunked import LARGE_VOCABULARY
 from iskd.training.memory import MemoryPlan, largest_micro_batch, plan_memory
 from iskd.training.objectives import next_token_loss
 
@@ -43,6 +44,25 @@ def test_what_is_kept_is_what_a_real_model_keeps(config: PretrainedConfig, preci
     plan = plan_memory(config, 8, 100, precision=precision)
     kept = plan.activations - 4 * 8 * 100 * config.vocab_size  # the logits' gradient comes later
     assert 0.97 < kept / allocated(config, 8, 100, precision) < 1.10
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_with_a_large_vocabulary_the_plan_is_what_a_real_step_takes(precision: str) -> None:
+    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=LARGE_VOCABULARY)
+    model = AutoModelForCausalLM.from_config(config).train()
+    batch = {"input_ids": torch.zeros(40, 100, dtype=torch.long)}
+    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    with _allocations() as changes, half:
+        next_token_loss(model, batch)
+    held, most = 0, 0
+    for change in changes:
+        held += change
+        most = max(most, held)
+    plan = plan_memory(config, 40, 100, precision=precision).activations
+    logits = 4 * 40 * 100 * LARGE_VOCABULARY
+    print(plan, most, logits)
+    assert plan < 0.6 * logits
+    assert 0.8 < plan / most < 1.25
 
 
 def test_weights_gradients_and_moments_follow_from_the_parameters() -> None:

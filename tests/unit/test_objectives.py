@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.settings import ObjectiveSettings
+from iskd.training import chunked, objectives
 from iskd.training.objectives import Mixture, next_token_loss
 from tests.unit.conftest import VOCABULARY, MakeModel
 
@@ -350,6 +351,50 @@ def test_a_mixture_that_makes_no_loss_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Mixture(wrong, tiny_model("gpt2"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "terms",
+    [
+        spec(next_token=1.0),
+        spec(next_token=0.5, kl=0.5, temperature=2.0),
+        spec(kl=1.0),
+        spec(next_token=0.3, kl=0.7, hidden=0.5),
+    ],
+)
+def test_a_large_vocabulary_gives_the_same_loss_without_logits(
+    family: str, terms: ObjectiveSettings, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = (tiny_model(family, seed=seed).double() for seed in (1, 2))
+    ids = torch.randint(1, VOCABULARY, (3, 9), generator=torch.Generator().manual_seed(1))
+    mixture = Mixture(terms, teacher)
+    loss = mixture(student, {"input_ids": ids})
+    wanted = gradients(student, loss)
+    monkeypatch.setattr(objectives, "LARGE_VOCABULARY", 2)
+    monkeypatch.setattr(chunked, "ROWS", 5)
+    head = student.get_output_embeddings()
+    handle = head.register_forward_hook(lambda *_: pytest.fail("the logits were worked out"))
+    again = mixture(student, {"input_ids": ids})
+    handle.remove()
+    # The plain form rounds to float32 on its way; test_chunked.py compares in float64.
+    assert again.item() == pytest.approx(loss.item(), rel=1e-6)
+    found = gradients(student, again)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert mixture(student, {"input_ids": ids}).item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_other_vocabularies_are_refused_in_chunks_too(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "LARGE_VOCABULARY", 2)
+    teacher = tiny_model("gpt2")
+    teacher.resize_token_embeddings(VOCABULARY + 1)
+    with pytest.raises(UserError, match="needs the same tokenizer for both"):
+        Mixture(spec(kl=1.0), teacher)(tiny_model("gpt2"), {"input_ids": torch.ones(1, 4).long()})
 
 
 @pytest.mark.parametrize("weights", [{"kl": 0.5}, {"hidden": 0.5}])

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from iskd.errors import UserError
 from iskd.models.families import family_of
 from iskd.models.folder import load_config
-from iskd.training.objectives import next_token_loss
+from iskd.training.chunked import ROWS
+from iskd.training.objectives import in_chunks, next_token_loss
 
 _FLOAT32 = 4
 
@@ -34,8 +35,10 @@ class MemoryPlan:
         gradients: as many, in float32.
         optimizer: Adam's two moments, in float32.
         activations: what autograd keeps, the logits' gradient, and what of one block is computed
-            again where there is checkpointing.
-        teacher: a frozen teacher's weights and its logits; 0 where nobody listens to one.
+            again where there is checkpointing. Where losses are worked out in chunks, instead of
+            the logits one chunk of them, and the gradients that are ready before the backward
+            pass.
+        teacher: a frozen teacher's weights, and its logits or last hidden states; 0 without one.
     """
 
     weights: int
@@ -79,17 +82,40 @@ def plan_memory(
             model.activation_checkpointing_enable({"use_reentrant": False})
             inputs = _kept(model, sequences, length, precision)
             kept = inputs + (kept - inputs) // config.num_hidden_layers
-        kept += _FLOAT32 * sequences * length * config.vocab_size
-        listened = 0
+        rows, own = sequences * length, 2 if precision == "bfloat16" else _FLOAT32
+        chunks = in_chunks(model)
+        kept += _of_chunks(model, rows, own) if chunks else _FLOAT32 * rows * config.vocab_size
+        teachers = 0
         if teacher is not None:
             size = getattr(torch, teacher_precision).itemsize
             with torch.device("meta"):
                 other = AutoModelForCausalLM.from_config(teacher)
-            logits = sequences * length * teacher.vocab_size
-            # Its logits, and the gradient that the divergence leaves in the student's own type.
-            own = 2 if precision == "bfloat16" else _FLOAT32
-            listened = size * (sum(p.numel() for p in other.parameters()) + logits) + own * logits
-    return MemoryPlan(weights, weights, 2 * weights, kept, listened)
+            teachers = size * sum(p.numel() for p in other.parameters())
+            if chunks:
+                chunk = min(rows, ROWS) * teacher.vocab_size
+                teachers += size * (rows * teacher.hidden_size + chunk) + 2 * _FLOAT32 * chunk
+            else:
+                # Its logits, and the gradient that the divergence leaves in the student's type.
+                teachers += (size + own) * rows * teacher.vocab_size
+    return MemoryPlan(weights, weights, 2 * weights, kept, teachers)
+
+
+def _of_chunks(model: PreTrainedModel, rows: int, own: int) -> int:
+    """Count what a chunked loss holds when it holds most.
+
+    That is the gradients of the hidden states and of the output projection, the projection in the
+    type it computes in, and of one chunk the logits, logarithms and gradients in float32, and as
+    much again in the type it computes in or on the way.
+
+    Args:
+        model: the model.
+        rows: positions of a batch.
+        own: bytes of a number in the type that products are computed in.
+    """
+    projection: int = model.get_output_embeddings().weight.numel()
+    chunk = min(rows, ROWS) * model.config.vocab_size
+    copied = own * projection if own < _FLOAT32 else 0
+    return _FLOAT32 * (rows * model.config.hidden_size + projection) + copied + 4 * _FLOAT32 * chunk
 
 
 def largest_micro_batch(plan: Callable[[int], MemoryPlan], room: int) -> int:
@@ -126,7 +152,10 @@ def _kept(model: PreTrainedModel, sequences: int, length: int, precision: str) -
     autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bfloat16" else nullcontext()
     ids = torch.zeros(sequences, length, dtype=torch.long)
     with saved_tensors_hooks(keep, same), autocast:
-        next_token_loss(model, {"input_ids": ids})
+        if in_chunks(model):
+            model.base_model(input_ids=ids, use_cache=False).last_hidden_state.sum()
+        else:
+            next_token_loss(model, {"input_ids": ids})
     return sum(size for size, _ in sizes.values())
 
 

@@ -16,6 +16,7 @@ from iskd.models import family_of
 from iskd.models.activations import first_tensor
 from iskd.runtime.distributed import batch_mean
 from iskd.settings import ObjectiveSettings
+from iskd.training.chunked import LARGE_VOCABULARY, TeacherHead, Terms, chunked_loss
 
 Objective = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 """Give the loss of what is trained, a model or a part of one, on a batch."""
@@ -26,8 +27,40 @@ def next_token_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> t
 
     ``batch`` holds ``input_ids`` of shape (sequences, positions).
     """
-    logits = model(input_ids=batch["input_ids"], use_cache=False).logits
-    return _cross_entropy(logits, batch["input_ids"])
+    ids = batch["input_ids"]
+    if in_chunks(model):
+        return _chunked(model, _last_hidden(model, ids), ids, Terms(1.0, 0.0, 1.0), None)
+    return _cross_entropy(model(input_ids=ids, use_cache=False).logits, ids)
+
+
+def in_chunks(model: Any) -> bool:
+    """Say whether a model's losses are worked out in chunks, without whole logits.
+
+    They are where its vocabulary is large, and it is the library's model itself: one that is
+    wrapped, for several processes or by a compiler, must be called as a whole.
+    """
+    return (
+        isinstance(model, PreTrainedModel)
+        and model.config.vocab_size >= LARGE_VOCABULARY
+        and isinstance(model.get_output_embeddings(), nn.Linear)
+    )
+
+
+def _last_hidden(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    hidden: torch.Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _chunked(
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    terms: Terms,
+    teacher: TeacherHead | None,
+) -> torch.Tensor:
+    rows = hidden[:, :-1].flatten(0, 1)
+    projection = model.get_output_embeddings()
+    return chunked_loss(rows, projection, ids[:, 1:].flatten().long(), terms, teacher)
 
 
 def _cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -89,16 +122,23 @@ class Mixture:
             UserError: the student's shape does not allow a term.
         """
         ids, settings = batch["input_ids"], self.settings
-        extra = {"attention_mask": torch.ones_like(ids)} if self.mask else {}
-        target, wanted = self._ask_teacher(model, ids)
+        chunks = in_chunks(model) and not self.mask
+        answer, wanted = self._ask_teacher(model, ids, chunks=chunks)
         found: list[torch.Tensor] = []
         with _outputs(_blocks(_unwrapped(model)) if settings.hidden else [], found):
-            logits = model(input_ids=ids, use_cache=False, **extra).logits
+            if chunks:
+                given = _last_hidden(model, ids)
+            else:
+                extra = {"attention_mask": torch.ones_like(ids)} if self.mask else {}
+                given = model(input_ids=ids, use_cache=False, **extra).logits
         terms: list[torch.Tensor] = []
-        if settings.next_token:
-            terms.append(settings.next_token * _cross_entropy(logits, ids))
-        if target is not None:
-            terms.append(settings.kl * _divergence(logits, target, settings.temperature))
+        if chunks and (settings.next_token or settings.kl):
+            weights = Terms(settings.next_token, settings.kl, settings.temperature)
+            terms.append(_chunked(model, given, ids, weights, self._head(answer)))
+        elif settings.next_token:
+            terms.append(settings.next_token * _cross_entropy(given, ids))
+        if not chunks and answer is not None:
+            terms.append(settings.kl * _divergence(given, answer, settings.temperature))
         if settings.hidden:
             # One of several processes may hold a sequence that is not its own: see trainer.py.
             counted = int(batch["counted"]) if "counted" in batch else len(ids)
@@ -106,26 +146,38 @@ class Mixture:
             terms.append(settings.hidden * torch.stack(gaps).mean())
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
+    def _head(self, answer: torch.Tensor | None) -> TeacherHead | None:
+        if self.teacher is None or answer is None:
+            return None
+        return TeacherHead(answer[:, :-1].flatten(0, 1), self.teacher.get_output_embeddings())
+
     def _ask_teacher(
-        self, model: PreTrainedModel, ids: torch.Tensor
+        self, model: PreTrainedModel, ids: torch.Tensor, *, chunks: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Give the teacher's logits (for KL) and its blocks' outputs (for H), where needed."""
+        """Give what KL compares with, where it is needed, and the teacher's blocks' outputs, for H.
+
+        The former is the teacher's logits, or in chunks its last hidden states.
+        """
         teacher, settings = self.teacher, self.settings
         wanted: list[torch.Tensor] = []
         if teacher is None or not settings.needs_teacher:
             return None, wanted
         if settings.hidden:
             _check_shapes(_unwrapped(model), teacher)
+        if settings.kl and chunks:
+            _check_vocabulary(model.config.vocab_size, teacher.config.vocab_size)
         teacher.to(ids.device)
         # Without the logits, their large matrix product is saved too.
-        run = teacher if settings.kl else teacher.base_model
+        run = teacher if settings.kl and not chunks else teacher.base_model
         with (
             torch.inference_mode(),
             torch.autocast(ids.device.type, enabled=False),
             _outputs(_blocks(teacher) if settings.hidden else [], wanted),
         ):
             answer = run(input_ids=ids, use_cache=False)
-        return (answer.logits if settings.kl else None), wanted
+        if not settings.kl:
+            return None, wanted
+        return (answer.last_hidden_state if chunks else answer.logits), wanted
 
 
 def _check(settings: ObjectiveSettings) -> None:
@@ -186,15 +238,19 @@ def _divergence(logits: torch.Tensor, target: torch.Tensor, temperature: float) 
 
     Both have the shape (sequences, positions, vocabulary).
     """
-    if logits.shape != target.shape:
-        raise UserError(
-            f"the student's vocabulary has {logits.shape[-1]} entries, the teacher's "
-            f"{target.shape[-1]}: the objective's term kl needs the same tokenizer for both"
-        )
+    _check_vocabulary(logits.shape[-1], target.shape[-1])
     value: torch.Tensor = _SoftenedDivergence.apply(  # type: ignore[no-untyped-call]
         logits, target, temperature
     )
     return value
+
+
+def _check_vocabulary(own: int, other: int) -> None:
+    if own != other:
+        raise UserError(
+            f"the student's vocabulary has {own} entries, the teacher's {other}: the objective's "
+            f"term kl needs the same tokenizer for both"
+        )
 
 
 class _SoftenedDivergence(torch.autograd.Function):

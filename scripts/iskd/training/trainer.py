@@ -118,7 +118,8 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc] # the library is not type
             # Processes exchange their gradients once per batch.
             waits = number < len(parts) and world().size > 1
             with self.accelerator.no_sync(model) if waits else nullcontext():
-                loss = self.objective(model, {"input_ids": part, **counted})
+                with self.accelerator.autocast():
+                    loss = self.objective(model, {"input_ids": part, **counted})
                 loss = loss * (weight * len(part) / len(ids))
                 self.accelerator.backward(loss)
             total += loss.detach()

@@ -1,0 +1,167 @@
+"""Losses over a large vocabulary, from hidden states in chunks: the logits never exist as a whole.
+
+At a vocabulary of 50,000 the logits of one batch, their float32 copies and their gradients are
+most of a training step's memory and a good part of its time. Here a chunk of rows at a time goes
+through the output projection, gives its part of the loss and of the gradients, and is let go. The
+gradients are worked out in the forward pass, as the softmax's is known by then; nothing is
+computed twice. The idea is that of the fused linear cross-entropies (Cut Your Losses, arXiv
+2411.09009; Liger Kernel, arXiv 2410.10989), in plain torch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+ROWS = 256
+"""Rows, of one position each, that go through the output projection at once."""
+
+LARGE_VOCABULARY = 16_384
+"""From this size on losses are worked out in chunks. Below it the plain form is as good."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of next-token cross-entropy and of KL, and the temperature of the latter."""
+
+    next_token: float
+    kl: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class TeacherHead:
+    """What a teacher's distribution is worked out from, chunk by chunk.
+
+    Attributes:
+        hidden: its last hidden states, (rows, its hidden size).
+        projection: its output projection.
+    """
+
+    hidden: torch.Tensor
+    projection: nn.Module
+
+    def logits(self, rows: slice) -> torch.Tensor:
+        """Give the logits of some rows, in the teacher's own data type."""
+        part = self.hidden[rows]
+        with torch.autocast(part.device.type, enabled=False):
+            given: torch.Tensor = self.projection(part)
+        return given
+
+
+def chunked_loss(
+    hidden: torch.Tensor,
+    projection: nn.Module,
+    labels: torch.Tensor,
+    terms: Terms,
+    teacher: TeacherHead | None = None,
+) -> torch.Tensor:
+    """Give next_token * CE + kl * T^2 * KL(teacher_T || student_T), both means over rows, in nats.
+
+    Args:
+        hidden: the model's last hidden states, (rows, hidden size).
+        projection: the output projection, a linear layer; its bias may be missing.
+        labels: the token that each row is to predict, int64 (rows).
+        terms: the weights; with ``kl``, ``teacher`` is needed.
+        teacher: of the same rows.
+
+    Returns:
+        a scalar, float32 (or as the hidden states, if these are more precise)
+    """
+    loss: torch.Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, projection.weight, projection.bias, labels, terms, teacher, torch.is_grad_enabled()
+    )
+    return loss
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - the library hands them over by position
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        terms: Terms,
+        teacher: TeacherHead | None,
+        learning: bool,
+    ) -> torch.Tensor:
+        exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), device=hidden.device, dtype=exact)
+        count = len(hidden)
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight if learning else weight[:0], dtype=exact)
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
+        # One conversion for all chunks where autocast computes in another type.
+        used = weight.to(_computed_in(weight))
+        for start in range(0, count, ROWS):
+            rows = slice(start, start + ROWS)
+            part = hidden[rows].to(used.dtype)
+            given = functional.linear(part, used, None if bias is None else bias.to(used.dtype))
+            logits = given.to(exact)
+            gradient = torch.zeros_like(logits) if learning else None
+            if terms.next_token:
+                total += _cross_entropy(logits, labels[rows], gradient, terms.next_token / count)
+            if terms.kl and teacher is not None:
+                target = teacher.logits(rows).to(exact)
+                total += _divergence(logits, target, gradient, terms, count)
+            if gradient is None:
+                continue
+            coarse = gradient.to(used.dtype)
+            of_hidden[rows] = coarse @ used
+            if used.dtype == exact:
+                of_weight.addmm_(coarse.T, part)
+            else:
+                of_weight += coarse.T @ part
+            if of_bias is not None:
+                of_bias += gradient.sum(0)
+        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_hidden, of_weight, of_bias = ctx.saved_tensors
+        scaled = [
+            None if one is None else one * grad_output.to(one.dtype)
+            for one in (of_hidden, of_weight, of_bias)
+        ]
+        return (*scaled, None, None, None, None)
+
+
+def _computed_in(weight: torch.Tensor) -> torch.dtype:
+    """Give the type that a matrix product with a weight is computed in, autocast considered."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, gradient: torch.Tensor | None, weight: float
+) -> torch.Tensor:
+    """Give a chunk's weighted sum of -log p(label), and add its gradient to ``gradient``."""
+    logs = functional.log_softmax(logits, dim=-1)
+    chosen = logs.gather(1, labels[:, None])
+    if gradient is not None:
+        gradient += logs.exp_().mul_(weight)
+        gradient.scatter_add_(1, labels[:, None], torch.full_like(chosen, -weight))
+    return -weight * chosen.sum()
+
+
+def _divergence(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    gradient: torch.Tensor | None,
+    terms: Terms,
+    count: int,
+) -> torch.Tensor:
+    """Give a chunk's weighted sum of T^2 KL, and add its gradient to ``gradient``."""
+    heat, weight = terms.temperature, terms.kl / count
+    own = functional.log_softmax(logits / heat, dim=-1)
+    wanted = functional.log_softmax(target / heat, dim=-1)
+    value = functional.kl_div(own, wanted, reduction="sum", log_target=True)
+    if gradient is not None:
+        # d T^2 KL / d logits = T (own - wanted).
+        gradient += own.exp_().sub_(wanted.exp_()).mul_(weight * heat)
+    return weight * heat**2 * value

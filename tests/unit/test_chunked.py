@@ -1,0 +1,127 @@
+"""Chunked losses: those of the plain form, and their gradients, at any number of rows."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from iskd.training import chunked
+from iskd.training.chunked import TeacherHead, Terms, chunked_loss
+
+VOCABULARY, WIDTH, THEIRS = 37, 8, 6
+
+
+def plain(
+    hidden: torch.Tensor,
+    projection: nn.Linear,
+    labels: torch.Tensor,
+    terms: Terms,
+    teacher: TeacherHead,
+) -> torch.Tensor:
+    """The loss as a textbook writes it."""
+    logits, heat = projection(hidden), terms.temperature
+    own = functional.log_softmax(logits / heat, dim=-1)
+    wanted = functional.log_softmax(teacher.projection(teacher.hidden) / heat, dim=-1)
+    divergence = functional.kl_div(own, wanted, reduction="batchmean", log_target=True)
+    return (
+        terms.next_token * functional.cross_entropy(logits, labels)
+        + terms.kl * heat**2 * divergence
+    )
+
+
+def case(rows: int, *, bias: bool, seed: int = 1) -> tuple[Any, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    projection = nn.Linear(WIDTH, VOCABULARY, bias=bias, dtype=torch.float64)
+    theirs = nn.Linear(THEIRS, VOCABULARY, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in (*projection.parameters(), *theirs.parameters()):
+            parameter.copy_(drawn(*parameter.shape))
+    labels = torch.randint(VOCABULARY, (rows,), generator=generator)
+    hidden = drawn(rows, WIDTH).requires_grad_()
+    return (
+        hidden,
+        projection,
+        labels,
+        TeacherHead(drawn(rows, THEIRS), theirs.requires_grad_(False)),
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    size=st.integers(1, 8),
+    bias=st.booleans(),
+    terms=st.builds(
+        Terms,
+        next_token=st.sampled_from([0.0, 0.5, 1.0]),
+        kl=st.sampled_from([0.0, 0.5, 2.0]),
+        temperature=st.sampled_from([0.5, 1.0, 4.0]),
+    ),
+)
+def test_loss_and_gradients_are_those_of_the_plain_form(
+    rows: int, size: int, bias: bool, terms: Terms
+) -> None:
+    hidden, projection, labels, teacher = case(rows, bias=bias)
+    whole, chunked.ROWS = chunked.ROWS, size
+    try:
+        loss = chunked_loss(hidden, projection, labels, terms, teacher)
+    finally:
+        chunked.ROWS = whole
+    wanted = plain(hidden, projection, labels, terms, teacher)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-10, abs=1e-12)
+    inputs = (hidden, *projection.parameters())
+    found = torch.autograd.grad(3 * loss, inputs)
+    for one, other in zip(found, torch.autograd.grad(3 * wanted, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_without_kl_needs_no_teacher() -> None:
+    hidden, projection, labels, _ = case(5, bias=False)
+    loss = chunked_loss(hidden, projection, labels, Terms(1.0, 0.0, 1.0))
+    assert loss.item() == pytest.approx(
+        functional.cross_entropy(projection(hidden), labels).item(), rel=1e-12
+    )
+
+
+def test_under_autocast_products_are_coarse_and_sums_exact() -> None:
+    hidden, projection, labels, teacher = case(300, bias=True)
+    terms = Terms(0.5, 0.5, 2.0)
+    exact = plain(hidden, projection, labels, terms, teacher)
+    mine, head, theirs = hidden.detach().float().requires_grad_(), projection.float(), teacher
+    coarse = TeacherHead(theirs.hidden.float(), theirs.projection.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = chunked_loss(mine, head, labels, terms, coarse)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert mine.grad is not None
+    assert head.weight.grad is not None
+    assert {mine.grad.dtype, head.weight.grad.dtype} == {torch.float32}
+    assert mine.grad.isfinite().all()
+
+
+def test_no_tensor_has_all_rows_and_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "ROWS", 4)
+    hidden, projection, labels, teacher = case(40, bias=False)
+    sizes: list[int] = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                sizes.append(result.numel())
+            return result
+
+    with Watch():
+        chunked_loss(hidden, projection, labels, Terms(0.5, 0.5, 1.0), teacher).backward()
+    assert max(sizes) < 40 * VOCABULARY
