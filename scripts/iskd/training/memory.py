@@ -35,7 +35,7 @@ class MemoryPlan:
         optimizer: Adam's two moments, in float32.
         activations: what autograd keeps, the logits' gradient, and what of one block is computed
             again where there is checkpointing.
-        teacher: a frozen teacher's weights and its logits; 0 where nobody listens to one.
+        teacher: a frozen teacher's weights and its logits; 0 where the loss needs none.
     """
 
     weights: int
@@ -80,7 +80,7 @@ def plan_memory(
             inputs = _kept(model, sequences, length, precision)
             kept = inputs + (kept - inputs) // config.num_hidden_layers
         kept += _FLOAT32 * sequences * length * config.vocab_size
-        listened = 0
+        teacher_bytes = 0
         if teacher is not None:
             size = getattr(torch, teacher_precision).itemsize
             with torch.device("meta"):
@@ -88,8 +88,10 @@ def plan_memory(
             logits = sequences * length * teacher.vocab_size
             # Its logits, and the gradient that the divergence leaves in the student's own type.
             own = 2 if precision == "bfloat16" else _FLOAT32
-            listened = size * (sum(p.numel() for p in other.parameters()) + logits) + own * logits
-    return MemoryPlan(weights, weights, 2 * weights, kept, listened)
+            teacher_bytes = (
+                size * (sum(p.numel() for p in other.parameters()) + logits) + own * logits
+            )
+    return MemoryPlan(weights, weights, 2 * weights, kept, teacher_bytes)
 
 
 def largest_micro_batch(plan: Callable[[int], MemoryPlan], room: int) -> int:
@@ -137,7 +139,7 @@ def memory_table(model: Path, length: int, cards: Sequence[float], *, kl: bool) 
         model: folder with a model's ``config.json``.
         length: tokens per sequence.
         cards: their sizes in GB (10^9 bytes); a tenth of each is left to the libraries.
-        kl: the model's own like listens, in bfloat16.
+        kl: the loss has a term of a teacher of the model's own shape, in bfloat16.
 
     Raises:
         UserError: there is no config, it is of no family that is known, or ``length`` is too long.
@@ -178,7 +180,7 @@ def _config(model: Path) -> PreTrainedConfig:
     try:
         config = load_config(model)
     except (OSError, ValueError, KeyError) as error:
-        said = str(error).strip().splitlines()[:1]
-        raise UserError(f"{model}: config.json cannot be read ({''.join(said)})") from error
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(f"{model}: config.json cannot be read ({''.join(reason)})") from error
     family_of(config)
     return config
