@@ -1,4 +1,4 @@
-"""Collect what clocks and sensors said into one tidy table, beside metrics.csv."""
+"""Collect what clocks and sensors measured into one tidy table, beside metrics.csv."""
 
 from iskd.runtime.job import run_rule
 

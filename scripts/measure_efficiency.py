@@ -11,8 +11,8 @@ with run_rule() as job:
     from iskd.provenance.artifact import json_lines
 
     precision = getattr(torch, job.params["precision"])
-    asked = job.params["load"]
-    load = Load(**{**asked, "batch_sizes": tuple(asked["batch_sizes"])}, seed=job.seed)
+    settings = job.params["load"]
+    load = Load(**{**settings, "batch_sizes": tuple(settings["batch_sizes"])}, seed=job.seed)
     model, teacher = (load_model(job.folder(name), precision) for name in ("model", "teacher"))
     records = list(measure(model, teacher, load))
     (job.out / "repeats.jsonl").write_text(json_lines(records), encoding="utf-8")

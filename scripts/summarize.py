@@ -13,6 +13,6 @@ with run_rule() as job:
     spec = job.params
     metrics = read_metrics(job.inputs["metrics"])
     chance = chance_levels(metrics)
-    told = {**spec, "root": file_digest(Path(job.inputs["metrics_manifest"]))}
-    text = summary_page(metrics, spec["headline"], chance, spec["headline_step"], told)
+    facts = {**spec, "root": file_digest(Path(job.inputs["metrics_manifest"]))}
+    text = summary_page(metrics, spec["headline"], chance, spec["headline_step"], facts)
     (job.out / "summary.rst").write_text(text, encoding="utf-8")

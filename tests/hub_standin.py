@@ -27,7 +27,7 @@ _FILE = re.compile(
 
 
 class HubStandin:
-    """Repositories in a folder, ``<kind>/<owner>/<name>/<commit>/...``, and what was asked for.
+    """Repositories in a folder, ``<kind>/<owner>/<name>/<commit>/...``, and the requests that came.
 
     Args:
         folder: where the repositories are kept.
@@ -36,7 +36,7 @@ class HubStandin:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.newest: dict[tuple[str, str], str] = {}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.url = ""
 
     def publish(self, kind: Kind, repo: str, files: Mapping[str, bytes]) -> str:
@@ -45,10 +45,10 @@ class HubStandin:
         Returns:
             the commit, 40 hexadecimal digits that follow from the files
         """
-        told = hashlib.sha1(repo.encode())  # noqa: S324 - named like git's, guards nothing
+        digest = hashlib.sha1(repo.encode())  # noqa: S324 - named like git's, guards nothing
         for name in sorted(files):
-            told.update(f"{name} {len(files[name])}\n".encode() + files[name])
-        commit = told.hexdigest()
+            digest.update(f"{name} {len(files[name])}\n".encode() + files[name])
+        commit = digest.hexdigest()
         for name, content in files.items():
             file = self.folder / kind / repo / commit / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _handler(hub: HubStandin) -> type[BaseHTTPRequestHandler]:
             self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
 
         def _answer(self, body: bytes) -> None:
-            hub.asked.append(f"{self.command} {self.path}")
+            hub.requests.append(f"{self.command} {self.path}")
             path = unquote(urlsplit(self.path).path)
             if found := _API.fullmatch(path):
                 self._api(found, body)
@@ -136,8 +136,8 @@ def _handler(hub: HubStandin) -> type[BaseHTTPRequestHandler]:
                 deep = query.get("recursive", ["false"])[0].lower() in ("true", "1")
                 self._json(self._tree(files, found["path"] or "", deep=deep))
             else:
-                asked = json.loads(body) if body[:1] == b"{" else parse_qs(body.decode())
-                self._json([_entry(p, files[p].read_bytes()) for p in asked["paths"] if p in files])
+                form = json.loads(body) if body[:1] == b"{" else parse_qs(body.decode())
+                self._json([_entry(p, files[p].read_bytes()) for p in form["paths"] if p in files])
 
         def _tree(self, files: dict[str, Path], below: str, *, deep: bool) -> list[dict[str, Any]]:
             prefix = f"{below}/" if below else ""

@@ -1,4 +1,4 @@
-"""Which files of a study hold what a clock or a sensor said, so that no second run has them again.
+"""Which files of a study hold what a clock or a sensor measured: no second run has them again.
 
 All others are the same bytes whenever and wherever the study is made on the same kind of processor;
 whoever compares two results asks here what to leave out.

@@ -225,12 +225,12 @@ def _beside_teacher(
 
 def _texts(study: Study) -> None:
     for parts, path in study.find("evaluate_heldout", "samples.jsonl.gz"):
-        blocks, model, text = read_lines(path), model_of(parts[:-1]), parts[-1]
-        tokens, sources = [block["tokens"] for block in blocks], _sources(blocks)
+        rows, model, text = read_lines(path), model_of(parts[:-1]), parts[-1]
+        tokens, sources = [row["tokens"] for row in rows], _sources(rows)
         for metric in ("loss", "kl", "agreement"):
-            if metric not in blocks[0]:
+            if metric not in rows[0]:
                 continue
-            found = quotient([b[metric] * b["tokens"] for b in blocks], tokens, sources)
+            found = quotient([b[metric] * b["tokens"] for b in rows], tokens, sources)
             study.add(model, text, metric, found)
         loss = study.numbers[*model, text, "loss"]
         value, low, high = (math.exp(end) for end in (loss.value, loss.low, loss.high))

@@ -54,8 +54,8 @@ def measured(folder: Path, chained: Sequence[str]) -> dict[Key, Number]:
             _median(found, (*model, "efficiency", f"{name}_ratio"), ratios)
     for teacher, records in theirs.items():
         for name, values in _speeds(records, "teacher").items():
-            told = values[-1:] if name.startswith("memory") else values
-            _median(found, (teacher, "teacher", None, 0, "efficiency", name), told)
+            chosen = values[-1:] if name.startswith("memory") else values
+            _median(found, (teacher, "teacher", None, 0, "efficiency", name), chosen)
     _costs(folder, chained, found)
     return found
 

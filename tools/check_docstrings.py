@@ -58,8 +58,8 @@ def faults(text: str) -> Iterator[tuple[int, str]]:
         lines = re.findall(
             r"^ {4}([\w*]+(?:, [\w*]+)*):(?: |$)", section(docstring, "Args"), re.MULTILINE
         )
-        told = {word.strip().lstrip("*") for line in lines for word in line.split(",")}
-        for word in sorted(told - own):
+        documented = {word.strip().lstrip("*") for line in lines for word in line.split(",")}
+        for word in sorted(documented - own):
             yield node.lineno, f"{name} has no argument {word}"
         for error in sorted({*raised(node)} - {*re.findall(r"\w+", section(docstring, "Raises"))}):
             yield node.lineno, f"{name} raises {error}, which its docstring does not say"

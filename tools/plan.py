@@ -1,4 +1,4 @@
-"""Print what each job of a study is asked, as Snakemake derives it from the config: one JSON list.
+"""Print the request of each job of a study, as Snakemake derives it from the config: one JSON list.
 
 ``python tools/plan.py CONFIG``, in an empty folder: nothing is read but the workflow and the
 config, so that whoever checks results learns what must be there without asking the results.
@@ -46,10 +46,10 @@ def planned(config: Path) -> list[dict[str, Any]]:
         inner = workflow._workflow
         inner._prepare_dag(forceall=True, ignore_incomplete=True, lock_warn_only=True)
         inner._build_dag()
-        return [_asked(job) for job in inner.dag.jobs if "manifest" in dict(job.output.items())]
+        return [_request(job) for job in inner.dag.jobs if "manifest" in dict(job.output.items())]
 
 
-def _asked(job: Any) -> dict[str, Any]:
+def _request(job: Any) -> dict[str, Any]:
     params = dict(job.params.items())
     return {
         "rule": job.rule.name,

@@ -24,10 +24,10 @@ Edges = set[tuple[str, str]]
 
 def rule_edges() -> Edges:
     """Ask Snakemake which rule's output which other rule reads."""
-    asked = ("--rulegraph", "mermaid-js", "--quiet", "all", "--configfile", STUDY)
+    options = ("--rulegraph", "mermaid-js", "--quiet", "all", "--configfile", STUDY)
     with tempfile.TemporaryDirectory() as empty:
         done = subprocess.run(  # noqa: S603 - our own Snakefile
-            [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow" / "Snakefile", *asked],
+            [sys.executable, "-m", "snakemake", "-s", ROOT / "workflow" / "Snakefile", *options],
             cwd=empty,  # what is there already must not decide
             env={**os.environ, "ISKD_PLAN_ONLY": "1"},
             capture_output=True,

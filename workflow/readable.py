@@ -39,8 +39,8 @@ def unreadable(path: Path) -> str | None:
     except RecursionError:
         return "nested too deep; look for a bracket that is never closed"
     except Exception as error:  # whatever Python makes of a date, a number or a template
-        said = " ".join(str(error).split())[:200]
-        return f"cannot be read ({type(error).__name__}: {said}); correct or quote that value"
+        reason = " ".join(str(error).split())[:200]
+        return f"cannot be read ({type(error).__name__}: {reason}); correct or quote that value"
 
 
 def _parsed(text: str) -> tuple[yaml.Node | None, str | None]:
@@ -53,10 +53,10 @@ def _parsed(text: str) -> tuple[yaml.Node | None, str | None]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        said = " ".join((error.problem or "").split())[:200]
-        said = said if said.isprintable() else ascii(said)[1:-1]
+        reason = " ".join((error.problem or "").split())[:200]
+        reason = reason if reason.isprintable() else ascii(reason)[1:-1]
         hint = "look for brackets, quotes, tabs and colons there"
-        return None, f"{where}no YAML ({said}); {hint}"
+        return None, f"{where}no YAML ({reason}); {hint}"
 
 
 def _misread(root: yaml.Node | None, config: Any) -> str | None:
@@ -117,11 +117,11 @@ def config_files(arguments: list[str]) -> list[str]:
     parser.add_argument("--config", "-C", nargs="*", dest="other", default=None)
     parser.add_argument("--profile", nargs="+", dest="other", default=None)
     try:
-        asked, _ = parser.parse_known_args(arguments)
+        args, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError:
         return []  # Snakemake says it
-    default = [DEFAULT] if asked.other is None and Path(DEFAULT).exists() else []
-    return asked.configfile or default
+    default = [DEFAULT] if args.other is None and Path(DEFAULT).exists() else []
+    return args.configfile or default
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ CANNOT = 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; give its exit code: 0 all is well, 1 findings, 2 could not tell."""
-    asked = make_parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     try:
-        code: int = asked.run(asked)
+        code: int = args.run(args)
     except UserError as error:
         print(error, file=sys.stderr)
         return CANNOT
@@ -109,6 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     again.add_argument("--configfile", type=Path, help="the study's config, if none is recorded")
     again.add_argument(
         "--twin",
+        dest="variant",
         choices=("resume", "scalar"),
         help="resume: kill it in its middle and call it again; scalar: without vector "
         "instructions, which tells how far other processors may be off",
@@ -143,45 +144,45 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verify(asked: argparse.Namespace) -> int:
+def _verify(args: argparse.Namespace) -> int:
     from iskd.audit.verify import verify
 
     verdict = verify(
-        asked.study,
-        at=asked.at,
-        config=asked.configfile,
-        root=asked.root,
-        signed_by=asked.signed_by,
-        memory=asked.trust,
-        derive=not asked.fast,
+        args.study,
+        at=args.at,
+        config=args.configfile,
+        root=args.root,
+        signed_by=args.signed_by,
+        memory=args.trust,
+        derive=not args.fast,
     )
-    sys.stdout.write(verdict.as_json() if asked.json else verdict.as_text())
+    sys.stdout.write(verdict.as_json() if args.json else verdict.as_text())
     return verdict.exit_code
 
 
-def _sign(asked: argparse.Namespace) -> int:
+def _sign(args: argparse.Namespace) -> int:
     from iskd.audit.folder import SIGNATURE, StudyFolder
     from iskd.audit.signature import load_signer, sign
     from iskd.audit.verify import verify
 
-    signer = load_signer(asked.key)
-    verdict = verify(asked.study)
+    signer = load_signer(args.key)
+    verdict = verify(args.study)
     if verdict.findings:
         sys.stdout.write(f"{verdict.as_text()}nothing was signed\n")
         return verdict.exit_code
-    folder = StudyFolder(asked.study)
+    folder = StudyFolder(args.study)
     keyid = sign(folder, signer)
     print(f"{folder.name}: {len(folder.artifacts)} statements signed with {keyid}: {SIGNATURE}")
     return 0
 
 
-def _export(asked: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> int:
     from iskd.audit.export import export, is_exported
     from iskd.audit.findings import Code
     from iskd.audit.folder import CHECKLIST, CODE, CRATE
     from iskd.audit.verify import verify
 
-    verdict = verify(asked.study)
+    verdict = verify(args.study)
     # What an earlier export wrote is written anew; one that was killed has left no crate.
     verdict.findings = [
         found
@@ -192,54 +193,54 @@ def _export(asked: argparse.Namespace) -> int:
     if verdict.findings:
         sys.stdout.write(f"{verdict.as_text()}nothing was exported\n")
         return verdict.exit_code
-    export(asked.study, asked.licence)
-    print(f"{asked.study}: {CRATE}, {CHECKLIST} and {CODE}/ are written")
+    export(args.study, args.licence)
+    print(f"{args.study}: {CRATE}, {CHECKLIST} and {CODE}/ are written")
     return 0
 
 
-def _trace(asked: argparse.Namespace) -> int:
+def _trace(args: argparse.Namespace) -> int:
     from iskd.audit.trace import as_page, as_text, study_of, trace, trace_number
 
-    is_number = asked.file.startswith("\\")
-    study = asked.study or (None if is_number else study_of(Path(asked.file)))
+    is_number = args.file.startswith("\\")
+    study = args.study or (None if is_number else study_of(Path(args.file)))
     if study is None:
-        raise UserError(f"{asked.file}: it lies in no study; name one with --study results/<study>")
-    origin = trace_number(study, asked.file) if is_number else trace(study, Path(asked.file))
-    if asked.html is None:
+        raise UserError(f"{args.file}: it lies in no study; name one with --study results/<study>")
+    origin = trace_number(study, args.file) if is_number else trace(study, Path(args.file))
+    if args.html is None:
         sys.stdout.write(as_text(origin))
     else:
-        asked.html.write_text(as_page(origin), encoding="utf-8")
+        args.html.write_text(as_page(origin), encoding="utf-8")
     return 0
 
 
-def _memory(asked: argparse.Namespace) -> int:
+def _memory(args: argparse.Namespace) -> int:
     from iskd.training.memory import memory_table
 
-    print(memory_table(asked.model, asked.length, asked.cards, kl=asked.kl))
+    print(memory_table(args.model, args.length, args.cards, kl=args.kl))
     return 0
 
 
-def _reproduce(asked: argparse.Namespace) -> int:
-    from iskd.audit.reproduce import Twin, choose, reproduce
+def _reproduce(args: argparse.Namespace) -> int:
+    from iskd.audit.reproduce import Variant, choose, reproduce
     from iskd.audit.trace import study_of
     from iskd.audit.verdict import Reproduced
     from iskd.provenance.statement import canonical_json
 
-    study = study_of(asked.file)
+    study = study_of(args.file)
     if study is None:
-        raise UserError(f"{asked.file}: it lies in no study, results/<study>")
-    if asked.sample is not None:
-        places = choose(study, asked.sample, asked.seed)
+        raise UserError(f"{args.file}: it lies in no study, results/<study>")
+    if args.sample is not None:
+        places = choose(study, args.sample, args.seed)
     else:
-        name = asked.file if asked.file.is_dir() else asked.file.parent
+        name = args.file if args.file.is_dir() else args.file.parent
         places = [name.resolve().relative_to(study).as_posix()]
     code = 0
     for place in places:
-        twin = None if asked.twin is None else Twin(asked.twin)
+        variant = None if args.variant is None else Variant(args.variant)
         done = reproduce(
-            study, place, tolerance=asked.tolerance, config=asked.configfile, twin=twin
+            study, place, tolerance=args.tolerance, config=args.configfile, variant=variant
         )
-        sys.stdout.write(canonical_json(done.as_statement()) if asked.json else done.as_text())
+        sys.stdout.write(canonical_json(done.as_statement()) if args.json else done.as_text())
         sys.stdout.flush()
         if done.verdict in (Reproduced.DIFFERENT, Reproduced.FAILED):
             code = 1
@@ -248,12 +249,12 @@ def _reproduce(asked: argparse.Namespace) -> int:
     return code
 
 
-def _diff(asked: argparse.Namespace) -> int:
+def _diff(args: argparse.Namespace) -> int:
     from iskd.audit.diff import as_json, compare_studies
     from iskd.provenance.statement import canonical_json
 
-    found = compare_studies(asked.one, asked.other)
-    sys.stdout.write(canonical_json(as_json(found)) if asked.json else found.as_text())
+    found = compare_studies(args.one, args.other)
+    sys.stdout.write(canonical_json(as_json(found)) if args.json else found.as_text())
     return found.exit_code
 
 

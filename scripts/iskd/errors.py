@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake that its author can mend.
+    """A mistake that its author can correct.
 
     The message is a single line that says what is wrong, where (file and key), and what would be
     right. Whoever catches it prints the line without a traceback and exits with a code other

@@ -1,4 +1,4 @@
-"""What a job that trains is asked to do, as frozen types, from its parameters to the optimiser.
+"""The parameters of a job that trains, as frozen types, from its parameters to the optimiser.
 
 ``iskd.config.schema`` says what a study may ask and what is left out; ``iskd.plan`` merges a
 teacher's and an arm's sections into these types, whose fields are a rule's named parameters; the
@@ -84,7 +84,7 @@ class SizeRequest:
 
     What is None follows from ``reduction``, from the size of the block that ``like`` describes, or
     else from the paper's proportions. ``replaced`` is the number of blocks that are replaced once
-    the reduction is to be reached; 1 where no reduction is asked for. ``published`` keeps the
+    the reduction is to be reached; 1 where no reduction is requested. ``published`` keeps the
     published code's defects.
     """
 
@@ -112,7 +112,7 @@ class SizeRequest:
 
 @dataclass(frozen=True)
 class ReplacementSettings:
-    """What every job that replaces blocks is asked.
+    """The parameters of every job that replaces blocks.
 
     ``warm_start`` is the share of the sequences that a compact block learns from alone first,
     ``validation`` the number of sequences that are set aside for measuring.
@@ -136,7 +136,7 @@ class ReplacementSettings:
 
 @dataclass(frozen=True)
 class StepSettings(ReplacementSettings):
-    """What ``substitute_block`` is asked; ``block`` is None where the order is measured."""
+    """The parameters of ``substitute_block``; ``block`` is None where the order is measured."""
 
     block: int | None
     as_published: bool
@@ -144,7 +144,7 @@ class StepSettings(ReplacementSettings):
 
 @dataclass(frozen=True)
 class AtOnceSettings(ReplacementSettings):
-    """What ``substitute_at_once`` is asked.
+    """The parameters of ``substitute_at_once``.
 
     ``first`` and ``curriculum`` are those of a stochastic replacement, None without one.
     """
@@ -156,7 +156,7 @@ class AtOnceSettings(ReplacementSettings):
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """What every baseline that replaces no block is asked, besides how it is made."""
+    """The parameters of every baseline that replaces no block, besides how it is made."""
 
     training: TrainingSettings
     objective: ObjectiveSettings

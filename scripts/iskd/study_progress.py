@@ -94,48 +94,48 @@ class StudyProgress(logging.Handler):
         self._left: Counter[str] = Counter()
         self._running: dict[int, _Running] = {}
         self._took: dict[str, list[float]] = defaultdict(list)
-        self._started = self._said = time.monotonic()
+        self._started = self._reported = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take over one event."""
         event = getattr(record, "event", None)
         if event is not None:
-            told = getattr(self, f"_{event}", None)
-            if told is not None:
-                told(record.__dict__)
+            handler = getattr(self, f"_{event}", None)
+            if handler is not None:
+                handler(record.__dict__)
 
-    def _run_info(self, told: Mapping[str, Any]) -> None:
-        stats = dict(told["stats"])
+    def _run_info(self, event: Mapping[str, Any]) -> None:
+        stats = dict(event["stats"])
         self.total = stats.pop("total", 0)
         self._left = Counter(stats)
 
-    def _job_info(self, told: Mapping[str, Any]) -> None:
-        wildcards = told.get("wildcards") or {}
-        name = " ".join([told["rule_name"], "/".join(map(str, wildcards.values()))]).strip()
-        log = [str(path) for path in told.get("log") or []]
-        running = _Running(told["rule_name"], name, log, time.monotonic())
-        self._running[told["jobid"]] = running
-        if self._took and time.monotonic() - self._said >= _PACE:
-            self._said = time.monotonic()
+    def _job_info(self, event: Mapping[str, Any]) -> None:
+        wildcards = event.get("wildcards") or {}
+        name = " ".join([event["rule_name"], "/".join(map(str, wildcards.values()))]).strip()
+        log = [str(path) for path in event.get("log") or []]
+        running = _Running(event["rule_name"], name, log, time.monotonic())
+        self._running[event["jobid"]] = running
+        if self._took and time.monotonic() - self._reported >= _PACE:
+            self._reported = time.monotonic()
             print(self.line(), file=self.say, flush=True)
 
-    def _job_finished(self, told: Mapping[str, Any]) -> None:
-        job = self._running.pop(told["job_id"], None)
+    def _job_finished(self, event: Mapping[str, Any]) -> None:
+        job = self._running.pop(event["job_id"], None)
         if job is not None:
             self._took[job.rule].append(time.monotonic() - job.started)
             self._left[job.rule] -= 1
             # An earlier attempt of it may have failed.
             self.failed = [other for other in self.failed if other.name != job.name]
 
-    def _job_error(self, told: Mapping[str, Any]) -> None:
-        job = self._running.pop(told["jobid"], None)
+    def _job_error(self, event: Mapping[str, Any]) -> None:
+        job = self._running.pop(event["jobid"], None)
         if job is not None:
             # Tried again, it fails under the same name.
             self.failed = [other for other in self.failed if other.name != job.name]
             self.failed.append(Failed(job.name, [Path(path) for path in job.log]))
 
-    def _progress(self, told: Mapping[str, Any]) -> None:
-        self.done, self.total = told["done"], told["total"]
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        self.done, self.total = event["done"], event["total"]
 
     def line(self) -> str:
         """Say how far the study is, in one line."""
@@ -144,8 +144,8 @@ class StudyProgress(logging.Handler):
         if left is not None:
             parts.append(f"about {in_words(left)} left")
         now = [job.name for job in self._running.values()]
-        said = f"; running: {', '.join(now[:3])}" if now else ""
-        return ", ".join(parts) + said + (f" and {len(now) - 3} more" if len(now) > 3 else "")
+        running = f"; running: {', '.join(now[:3])}" if now else ""
+        return ", ".join(parts) + running + (f" and {len(now) - 3} more" if len(now) > 3 else "")
 
     def seconds_left(self) -> float | None:
         """Estimate how long the rest will take; None as long as no job has ended."""

@@ -29,8 +29,8 @@ class Results:
         files = changes.pop("files", None)
         if files is None:
             files = {name: produced(self / f"{place}/{name}") for name in old.files}
-        asked = json.loads(canonical_json(old.asked)) | changes.pop("asked", {})
-        text = write_statement(Statement(asked, files, changes.pop("summary", old.summary)))
+        request = json.loads(canonical_json(old.request)) | changes.pop("request", {})
+        text = write_statement(Statement(request, files, changes.pop("summary", old.summary)))
         assert not changes
         (self / place / MANIFEST).write_text(text, encoding="utf-8")
         self.adopt(place)

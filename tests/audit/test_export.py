@@ -132,16 +132,16 @@ def test_the_crate_describes_every_artifact_in_place(exported: Results) -> None:
     for place, found in folder.artifacts.items():
         assert found.statement is not None
         action = crate.get(f"#{place}")
-        assert action["instrument"].id == f"{CODE}/scripts/{found.statement.asked['rule']}.py"
+        assert action["instrument"].id == f"{CODE}/scripts/{found.statement.request['rule']}.py"
         assert action["result"].id == f"{place}/"
-        sources = [folder.source(name) for name in found.statement.asked["inputs"]]
+        sources = [folder.source(name) for name in found.statement.request["inputs"]]
         named = action.get("object") or []
         named = {entity.id for entity in (named if isinstance(named, list) else [named])}
         assert {f"{source}/" for source in sources if source} <= named
         parts = {part.id: part for part in crate.get(f"{place}/")["hasPart"]}
-        for name, said in found.statement.files.items():
+        for name, produced in found.statement.files.items():
             about = parts[f"{place}/{name}"]
-            assert (about["sha256"], about["contentSize"]) == (said.sha256, str(said.size))
+            assert (about["sha256"], about["contentSize"]) == (produced.sha256, str(produced.size))
     for entity in crate.data_entities:
         assert (exported.folder / entity.id).exists()
     # Each entity that another one names is there.
@@ -185,7 +185,7 @@ def test_the_checklist_says_what_ran(exported: Results) -> None:
     for kind, number in hours.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {kind} |"))
         assert float(row.split("|")[3]) == pytest.approx(number, abs=0.0006)
-    for said in (
+    for part in (
         f"`{root}`",
         f"| {STEP} | {parameters:,} | {weights:,} |",
         "- Seeds of the arms: 3; all of them are reported",
@@ -194,7 +194,7 @@ def test_the_checklist_says_what_ran(exported: Results) -> None:
         # The tests' copy of the workflow is no git checkout.
         "- No commit: 52 artifacts, made outside of a git checkout",
     ):
-        assert said in text
+        assert part in text
     assert "None" not in text
 
 

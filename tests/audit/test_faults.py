@@ -83,7 +83,9 @@ def test_1_one_byte_of_the_weights(results: Results) -> None:
     assert results.codes() == {(SECOND, Code.CONTENT_CHANGED)}
 
 
-def test_1_weights_that_another_library_wrote_are_told_from_changed_ones(results: Results) -> None:
+def test_1_weights_that_another_library_wrote_are_distinguished_from_changed_ones(
+    results: Results,
+) -> None:
     path = results / f"{SECOND}/model.safetensors"
     save_file(load_file(path), path, metadata={"format": "pt", "by": "somebody"})
     assert results.codes() == {(SECOND, Code.RESERIALISED)}
@@ -124,8 +126,8 @@ def test_6_and_their_statements_with_them(results: Results) -> None:
 def test_7_and_their_names_forged_in_the_statements(results: Results) -> None:
     swap(results / FIRST, results / SECOND)
     for place, step in ((FIRST, "01"), (SECOND, "02")):
-        wildcards = read_manifest(results / place).asked["wildcards"] | {"step": step}
-        results.rewrite(place, asked={"wildcards": wildcards})
+        wildcards = read_manifest(results / place).request["wildcards"] | {"step": step}
+        results.rewrite(place, request={"wildcards": wildcards})
     found = results.codes()
     assert (FIRST, Code.CHAIN_BROKEN) in found
     assert (SECOND, Code.WRONG_INPUT_SET) in found
@@ -147,10 +149,10 @@ def test_20_a_statement_written_anew_about_the_same_files(results: Results) -> N
 
 
 def test_25_an_evaluation_of_another_checkpoint(results: Results) -> None:
-    inputs = dict(read_manifest(results / ANSWERS).asked["inputs"])
+    inputs = dict(read_manifest(results / ANSWERS).request["inputs"])
     name = f"{RESULTS}/{SECOND}/manifest.json"
     inputs[name.replace("step_02", "step_01")] = inputs.pop(name)
-    results.rewrite(ANSWERS, asked={"inputs": inputs})
+    results.rewrite(ANSWERS, request={"inputs": inputs})
     found = results.codes()
     assert (ANSWERS, Code.WRONG_INPUT_SET) in found
     assert (ANSWERS, Code.CHAIN_BROKEN) in found
@@ -164,10 +166,10 @@ def test_24_forged_times(results: Results) -> None:
 
 
 def test_24_a_cycle(results: Results) -> None:
-    inputs = dict(read_manifest(results / FIRST).asked["inputs"])
+    inputs = dict(read_manifest(results / FIRST).request["inputs"])
     name = f"{RESULTS}/{SECOND}/manifest.json"
     inputs[name] = {"sha256": file_digest(results / SECOND / MANIFEST), "artifact": "0" * 64}
-    results.rewrite(FIRST, asked={"inputs": inputs})
+    results.rewrite(FIRST, request={"inputs": inputs})
     assert Code.CYCLE in {code for _, code in results.codes()}
 
 
@@ -288,9 +290,9 @@ def test_12_and_its_statement_rewritten(results: Results) -> None:
 
 
 def test_13_a_figure_from_other_numbers(results: Results) -> None:
-    inputs = dict(read_manifest(results / FIGURE).asked["inputs"])
+    inputs = dict(read_manifest(results / FIGURE).request["inputs"])
     inputs[f"{RESULTS}/metrics.csv"] = {"sha256": "1" * 64}
-    results.rewrite(FIGURE, asked={"inputs": inputs})
+    results.rewrite(FIGURE, request={"inputs": inputs})
     assert (FIGURE, Code.CHAIN_BROKEN) in results.codes()
 
 
@@ -326,7 +328,7 @@ def test_14_changed_code(finished: Clone, tmp_path: Path) -> None:
 
 
 def test_15_one_rules_artifacts_by_two_versions(results: Results) -> None:
-    results.rewrite(SECOND, asked={"code": "0123456789abcdef"})
+    results.rewrite(SECOND, request={"code": "0123456789abcdef"})
     assert Code.MIXED_CODE in {code for _, code in results.codes()}
 
 
@@ -351,12 +353,12 @@ def test_16_17_changed_config(
 
 
 def test_18_another_seed_in_the_statement(results: Results) -> None:
-    results.rewrite(SECOND, asked={"seed": 4})
+    results.rewrite(SECOND, request={"seed": 4})
     assert (SECOND, Code.STALE_CONFIG) in results.codes()
 
 
 def test_19_another_lock(results: Results) -> None:
-    results.rewrite(SECOND, asked={"lock": "2" * 64})
+    results.rewrite(SECOND, request={"lock": "2" * 64})
     assert (SECOND, Code.MIXED_ENVIRONMENT) in results.codes()
     assert (SECOND, Code.STALE_ENVIRONMENT) in results.codes(at="checkout")
 
@@ -426,18 +428,18 @@ def weights_of_fewer_numbers(results: Results) -> str:
 
 
 def seed_of_another_type(results: Results) -> str:
-    results.rewrite(SECOND, asked={"seed": 3.0})
+    results.rewrite(SECOND, request={"seed": 3.0})
     return SECOND
 
 
 def arm_that_is_hushed_up(results: Results) -> str:
     for path in results.folder.rglob("l1"):
         shutil.rmtree(path, ignore_errors=True)
-    parameters = dict(read_manifest(results / "paper").asked["parameters"])
+    parameters = dict(read_manifest(results / "paper").request["parameters"])
     config = yaml.safe_load(parameters["config"])
     del config["arms"]["l1"]
     parameters["config"] = yaml.safe_dump(config, sort_keys=False)
-    results.rewrite("paper", asked={"parameters": parameters})
+    results.rewrite("paper", request={"parameters": parameters})
     return "collect_metrics"
 
 
@@ -581,18 +583,20 @@ def test_the_command_says_what_it_found_and_exits_so(
 
 def test_snakemake_audit_fails_where_something_is_found(finished: Clone, tmp_path: Path) -> None:
     clone = finished.copy(tmp_path / "clone")
-    asked = ("audit", "--configfile", "tests/config/tiny.yaml", "-c", "2")
-    done = clone.snakemake(*asked)
+    options = ("audit", "--configfile", "tests/config/tiny.yaml", "-c", "2")
+    done = clone.snakemake(*options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "PASS (--at checkout): all is well" in done.stdout + done.stderr
     flip(clone.folder / RESULTS / f"{SECOND}/model.safetensors")
-    done = clone.snakemake(*asked)
+    done = clone.snakemake(*options)
     assert done.returncode == 1
     log = (clone.folder / RESULTS / "logs/audit.log").read_text(encoding="utf-8")
     assert "CONTENT_CHANGED" in log
 
 
-def test_what_an_earlier_call_read_is_trusted_and_said(results: Results, tmp_path: Path) -> None:
+def test_what_an_earlier_call_read_is_trusted_and_reported(
+    results: Results, tmp_path: Path
+) -> None:
     memory = tmp_path / "digests.json"
     first = results.verdict(memory=memory)
     second = results.verdict(memory=memory)
@@ -679,14 +683,14 @@ def test_what_no_statement_is_about_is_one_line(
 # --- diff -----------------------------------------------------------------------------------------
 
 
-def test_two_runs_are_told_apart_by_what_differs(
+def test_two_runs_are_distinguished_by_what_differs(
     finished: Clone, results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = str(finished.folder / RESULTS)
     assert main(["diff", theirs, str(results.folder)]) == 0
     assert "numbers: no differences" in capsys.readouterr().out
     flip(results / f"{SECOND}/model.safetensors")
-    results.rewrite(SECOND, asked={"lock": "3" * 64})
+    results.rewrite(SECOND, request={"lock": "3" * 64})
     table = results / "metrics.csv"
     lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
     table.write_text("".join(lines[:-1]), encoding="utf-8")

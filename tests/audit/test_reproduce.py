@@ -36,15 +36,15 @@ def test_what_cannot_be_the_same_or_made_here_is_refused(
     weights = study / "pretrain_teacher/toy/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     assert main(["reproduce", str(study / "prune_l1/toy/l1/seed_3/step_02")]) == 2
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("REFUSED measure_efficiency/")
-    assert "measures times" in said[0]
-    assert "model.safetensors of its input" in said[1]
-    assert "is not here as it was" in said[1]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("REFUSED measure_efficiency/")
+    assert "measures times" in lines[0]
+    assert "model.safetensors of its input" in lines[1]
+    assert "is not here as it was" in lines[1]
 
 
 @pytest.mark.parametrize(
-    ("asked", "why"),
+    ("request", "why"),
     [
         ({"rule": "../evil"}, "has no rule '../evil'"),
         ({"inputs": {f"{RESULTS}/../../secret": {"sha256": "1" * 64}}}, "not in the study"),
@@ -52,7 +52,7 @@ def test_what_cannot_be_the_same_or_made_here_is_refused(
     ],
 )
 def test_a_statement_that_leads_elsewhere_is_refused(
-    asked: dict[str, Any],
+    request: dict[str, Any],
     why: str,
     finished: Clone,
     tmp_path: Path,
@@ -61,7 +61,7 @@ def test_a_statement_that_leads_elsewhere_is_refused(
     study = tmp_path / RESULTS
     shutil.copytree(finished.folder / RESULTS, study)
     (tmp_path / "secret").write_text("not yours")
-    Results(study).rewrite(WORLD, asked=asked)
+    Results(study).rewrite(WORLD, request=request)
     assert main(["reproduce", str(study / WORLD)]) == 2
     out = capsys.readouterr().out
     assert out.startswith(f"REFUSED {WORLD}: ")
@@ -92,10 +92,10 @@ def test_29_30_31_what_hides_in_a_script_is_found(what: str, tmp_path: Path) -> 
     script = clone.folder / "scripts/make_toyworld.py"
     script.write_text(script.read_text(encoding="utf-8") + f"    {line}\n", encoding="utf-8")
     (clone.folder / "hidden.txt").write_text("only here")
-    asked = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
-    done = clone.snakemake(f"{RESULTS}/{WORLD}/manifest.json", *asked, HIDDEN="there")
+    options = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
+    done = clone.snakemake(f"{RESULTS}/{WORLD}/manifest.json", *options, HIDDEN="there")
     assert done.returncode == 0, done.stderr[-2000:]
-    again = clone.iskd("reproduce", f"{RESULTS}/{WORLD}", "--configfile", asked[1], "--json")
+    again = clone.iskd("reproduce", f"{RESULTS}/{WORLD}", "--configfile", options[1], "--json")
     assert again.returncode == 1, again.stdout + again.stderr
     assert json.loads(again.stdout)["predicate"]["verdict"] == verdict
 

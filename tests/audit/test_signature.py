@@ -185,17 +185,17 @@ def test_a_file_that_is_no_key_is_one_line(
     tmp_path: Path, results: Results, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     elliptic, public = write_keys(tmp_path, "elliptic", elliptic=True)
-    for wrong, said in {
+    for wrong, message in {
         tmp_path / "none.pem": "the private key cannot be read",
         keys[1]: "it holds no private key that can be read",
         elliptic: "it holds another kind of key than ed25519",
     }.items():
         assert main(["sign", RESULTS, "--key", str(wrong)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"{wrong}: {said}")
-    for wrong, said in {
+        assert line.startswith(f"{wrong}: {message}")
+    for wrong, message in {
         keys[0]: "it holds no public key",
         public: "it holds another kind of key",
     }.items():
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             results.verdict(signed_by=wrong)

@@ -52,8 +52,8 @@ def main() -> None:
         teacher = models.pop(TEACHER)
         for name, model in models.items():
             found = against_teacher(records, name)
-            told = [found[f"{phase}_ratio"] for phase in phases]
-            ratios = [f"{m.value:.2f} ({m.low:.2f} to {m.high:.2f})" for m in told]
+            measured = [found[f"{phase}_ratio"] for phase in phases]
+            ratios = [f"{m.value:.2f} ({m.low:.2f} to {m.high:.2f})" for m in measured]
             exact = 1 - model.num_parameters() / teacher.num_parameters()
             blocks = (model.config.compact_blocks or (), model.config.narrow_blocks or ())
             many = sum(map(len, blocks))

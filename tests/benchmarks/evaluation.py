@@ -69,10 +69,10 @@ def main() -> None:
     for shape, sizes in SHAPES.items():
         torch.manual_seed(1)
         model = GPT2LMHeadModel(GPT2Config(n_positions=1024, **sizes)).eval()
-        for kind, asked in rows.items():
+        for kind, examples in rows.items():
             number = (QUESTIONS if kind == "cbt_question" else ROWS)[shape]
-            told = compare(model, tokenizer, kind, asked[:number], rounds)
-            print(f"| {shape} | {kind} | {told} |", flush=True)
+            line = compare(model, tokenizer, kind, examples[:number], rounds)
+            print(f"| {shape} | {kind} | {line} |", flush=True)
 
 
 def material() -> tuple[list[str], dict[str, list[Row]]]:
@@ -103,13 +103,13 @@ def compare(
     rounds: int,
 ) -> str:
     """Time three ways in turn; give ours in rows per second, and the ratios to the others."""
-    asked = partial(through, kind=kind, rows=rows)
+    run = partial(through, kind=kind, rows=rows)
     stock: Callable[[], LM] = lambda: Stock(  # noqa: E731
         pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, softmax_dtype="float32"
     )
     ways: dict[str, Callable[[], Scores]] = {
-        "ours": lambda: asked(lambda: ScoringLM(model, tokenizer, BATCH_SIZE)),
-        "stock": lambda: asked(stock),
+        "ours": lambda: run(lambda: ScoringLM(model, tokenizer, BATCH_SIZE)),
+        "stock": lambda: run(stock),
         "one": lambda: one_at_a_time(model, stock(), kind, rows),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -155,8 +155,8 @@ def one_at_a_time(model: PreTrainedModel, lm: Any, kind: str, rows: Sequence[Row
             .logits[0, -len(own) :]
             .float()
         )
-        told = logits.log_softmax(-1)[torch.arange(len(own)), tokens[0, -len(own) :]]
-        scores.setdefault(request.doc_id, []).append(float(told.sum()))
+        scored = logits.log_softmax(-1)[torch.arange(len(own)), tokens[0, -len(own) :]]
+        scores.setdefault(request.doc_id, []).append(float(scored.sum()))
     return scores
 
 

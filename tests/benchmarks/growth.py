@@ -34,27 +34,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", nargs=2, metavar=("WHAT", "FACTOR"), help="one, in this process")
-    asked = parser.parse_args()
-    if asked.run:
-        what, factor = asked.run
-        print(json.dumps(_measured(_WAYS[what](int(factor)), asked.rounds)))
+    args = parser.parse_args()
+    if args.run:
+        what, factor = args.run
+        print(json.dumps(_measured(_WAYS[what](int(factor)), args.rounds)))
         return
     print("| What grows | by | size | seconds | in the smallest's, by size | peak memory, MB |")
     print("|---|---|---|---|---|---|")
     for what in (way for way in _WAYS if way != COMPARED):
         least: list[float] = []
         for factor in FACTORS:
-            told = _in_a_process(what, factor, asked.rounds)
-            each = [seconds / told["size"] for seconds in told["seconds"]]
+            measured = _in_a_process(what, factor, args.rounds)
+            each = [seconds / measured["size"] for seconds in measured["seconds"]]
             least = least or each
-            line = f"| {what} | {factor} | {told['size']:,.0f} | {spread(told['seconds'])} |"
+            line = (
+                f"| {what} | {factor} | {measured['size']:,.0f} | {spread(measured['seconds'])} |"
+            )
             ratios = spread(a / b for a, b in zip(each, least, strict=True))
-            print(line, f"{ratios} | {told['memory']:,.0f} |", flush=True)
+            print(line, f"{ratios} | {measured['memory']:,.0f} |", flush=True)
     print("\n| Corpus preparation, MB/s | against datasets.map |")
     print("|---|---|")
-    told = _in_a_process(COMPARED, 1, asked.rounds)
-    speed = spread(told["size"] / seconds / 1e6 for seconds in told["seconds"])
-    ratios = spread(b / a for a, b in zip(told["seconds"], told["other"], strict=True))
+    measured = _in_a_process(COMPARED, 1, args.rounds)
+    speed = spread(measured["size"] / seconds / 1e6 for seconds in measured["seconds"])
+    ratios = spread(b / a for a, b in zip(measured["seconds"], measured["other"], strict=True))
     print(f"| {speed} | {ratios} |")
 
 
@@ -77,7 +79,7 @@ class Work:
 
     Attributes:
         run: does it once.
-        size: asked for afterwards.
+        size: called afterwards.
         other: does the same in another way, in turn.
     """
 
@@ -187,7 +189,7 @@ def arms(factor: int) -> Work:
     return Work(run, lambda: ARMS * factor)
 
 
-def _trained(width: int, sequences: int, size: float | None) -> Work:
+def _trained(width: int, number: int, size: float | None) -> Work:
     import logging
 
     import torch
@@ -199,7 +201,7 @@ def _trained(width: int, sequences: int, size: float | None) -> Work:
     torch.set_num_threads(1)
     shape = {"n_layer": 4, "n_embd": width, "n_head": 4, "vocab_size": 512, "n_positions": 128}
     decoder = GPT2LMHeadModel(GPT2Config(**shape))
-    blocks = torch.randint(512, (sequences, 128), dtype=torch.int32)
+    sequences = torch.randint(512, (number, 128), dtype=torch.int32)
     settings = TrainingSettings(
         epochs=1,
         batch_size=8,
@@ -214,7 +216,7 @@ def _trained(width: int, sequences: int, size: float | None) -> Work:
     )
     history: list[dict[str, Any]] = []
     return Work(
-        lambda: history.extend(fine_tune(decoder, blocks, settings, seed=1)),
+        lambda: history.extend(fine_tune(decoder, sequences, settings, seed=1)),
         lambda: size or history[-1]["flops"],
     )
 

@@ -4,7 +4,7 @@
 
 Both train the same model with the same optimiser on the same batches of random tokens. What is
 timed is the median step of a run, without its first two, in which memory still grows; what a run
-costs besides is told by itself.
+costs besides is shown by itself.
 """
 
 import copy
@@ -88,10 +88,10 @@ def table(case: Case, rounds: int, peak: float) -> list[str]:
     """Time one case's pretraining, substitution step, and step with KL, all in turn."""
     torch.manual_seed(1)
     config = GPT2Config(**case.shape)
-    blocks = torch.randint(case.shape["vocab_size"], (case.batch * case.steps, case.length))
-    blocks = blocks.to(torch.int32)
+    sequences = torch.randint(case.shape["vocab_size"], (case.batch * case.steps, case.length))
+    sequences = sequences.to(torch.int32)
     teacher = GPT2LMHeadModel(config)
-    # Whoever listens to the teacher freezes it.
+    # A teacher in the loss is frozen.
     origin = copy.deepcopy(teacher)
     sizes = resolve_sizes(config)
     weights = ObjectiveSettings(next_token=0.5, kl=0.5, hidden=0.0, temperature=1.0)
@@ -114,16 +114,16 @@ def table(case: Case, rounds: int, peak: float) -> list[str]:
             for is_ours in (True, False) if number % 2 else (False, True):
                 model, new = fresh(substituted)
                 if is_ours:
-                    ours[name].append(steps_of_ours(model, new, blocks, case, objective))
+                    ours[name].append(steps_of_ours(model, new, sequences, case, objective))
                 else:
-                    bare[name].append(steps_of_bare(model, new, blocks, case, objective))
+                    bare[name].append(steps_of_bare(model, new, sequences, case, objective))
     lines = []
     for name, (substituted, objective) in ways.items():
         seconds = [step for step, _ in ours[name]]
         ratios = [b / a for a, b in zip(seconds, bare[name], strict=True)]
         speed = case.batch * case.length / statistics.median(seconds)
         model, _ = fresh(substituted)
-        run = partial(objective, model, {"input_ids": blocks[:1].long()})
+        run = partial(objective, model, {"input_ids": sequences[:1].long()})
         flops = count_flops(run, model.parameters()) / case.length
         setup = statistics.median(other for _, other in ours[name])
         share = f"{flops * speed / peak:.0%}"
@@ -152,7 +152,7 @@ def settings_of(case: Case) -> TrainingSettings:
 
 
 def steps_of_ours(
-    model: PreTrainedModel, new: Any, blocks: torch.Tensor, case: Case, objective: Objective
+    model: PreTrainedModel, new: Any, sequences: torch.Tensor, case: Case, objective: Objective
 ) -> tuple[float, float]:
     """Train as the workflow does.
 
@@ -163,7 +163,7 @@ def steps_of_ours(
     started = time.perf_counter()
     fine_tune(
         model,
-        blocks,
+        sequences,
         settings_of(case),
         seed=1,
         compact=[] if new is None else [new],
@@ -176,7 +176,7 @@ def steps_of_ours(
 
 
 def steps_of_bare(
-    model: PreTrainedModel, new: Any, blocks: torch.Tensor, case: Case, objective: Objective
+    model: PreTrainedModel, new: Any, sequences: torch.Tensor, case: Case, objective: Objective
 ) -> float:
     """Train with nothing around it.
 
@@ -190,7 +190,7 @@ def steps_of_bare(
     optimizer = make_optimizer(groups, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / case.steps)
     model.train()
-    for batch in blocks[torch.randperm(len(blocks))].long().split(case.batch):
+    for batch in sequences[torch.randperm(len(sequences))].long().split(case.batch):
         begun.append(time.perf_counter())
         loss = forward(model, {"input_ids": batch})
         loss.backward()

@@ -48,11 +48,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=49)
     parser.add_argument("--gigabytes", type=float, default=10.0)
-    asked = parser.parse_args()
-    study = asked.folder / "large" / STUDY
+    args = parser.parse_args()
+    study = args.folder / "large" / STUDY
     if not study.exists():
-        make(asked.folder, asked.seeds, asked.gigabytes * 1e9)
-    measure(study, asked.folder / "digests.json")
+        make(args.folder, args.seeds, args.gigabytes * 1e9)
+    measure(study, args.folder / "digests.json")
 
 
 def make(folder: Path, seeds: int, size: float) -> None:
@@ -65,7 +65,7 @@ def make(folder: Path, seeds: int, size: float) -> None:
     draft = make_clone(folder / "draft")
     (draft.folder / "large.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     plan = Planning(draft.folder / "large.yaml").finish()
-    kept = {place: job for place, job in plan.items() if not is_cheap(job.asked["rule"])}
+    kept = {place: job for place, job in plan.items() if not is_cheap(job.request["rule"])}
     models = [p for p in kept if (small.folder / STUDY / _origin(p) / WEIGHTS).exists()]
     print(f"{len(plan)} artifacts, {len(models)} of them with weights")
     for job in _in_order(kept):
@@ -107,8 +107,8 @@ def _give(small: Clone, draft: Clone, job: Planned, size: int) -> None:
         if path.name == MANIFEST:
             inputs[name]["artifact"] = read_manifest(draft.folder / path).artifact
     files = {name: produced(target / name) for name in old.files}
-    asked = job.asked | {"inputs": inputs, "lock": file_digest(LOCK)}
-    text = write_statement(Statement(asked, files, summary))
+    request = job.request | {"inputs": inputs, "lock": file_digest(LOCK)}
+    text = write_statement(Statement(request, files, summary))
     write_text(target / MANIFEST, text)
     run = yaml.safe_load((target / RUN).read_text(encoding="utf-8"))
     write_text(target / RUN, canonical_json(run | {"statement": text_digest(text)}))

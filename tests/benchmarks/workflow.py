@@ -43,15 +43,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--largest", type=int, default=10_000)
     parser.add_argument("--first-seed", action="store_true", help="a third of the embedded study")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        imports(asked.rounds)
-        planning(Path(folder), asked.rounds, asked.largest)
+        imports(args.rounds)
+        planning(Path(folder), args.rounds, args.largest)
         clone = make_clone(Path(folder, "study"))
-        if asked.first_seed:
+        if args.first_seed:
             clone.edit(EMBEDDED, "seeds: [17, 18, 19]", "seeds: [17]")
         own_share(clone)
-        idle(clone, asked.rounds)
+        idle(clone, args.rounds)
 
 
 def imports(rounds: int) -> None:
@@ -59,12 +59,12 @@ def imports(rounds: int) -> None:
     print("| A process whose imports are | seconds | against its libraries' |\n|---|---|---|")
     for name, each in _IMPORTS.items():
         codes = [f"{_AS_A_JOB}; import {modules}, gc; gc.freeze()" for modules in each]
-        told = [
+        times = [
             [_seconds([sys.executable, "-c", code], Path.cwd()) for code in codes]
             for _ in range(rounds)
         ]
-        ratios = spread(ours / theirs for ours, theirs in told)
-        print(f"| {name} | {spread(ours for ours, _ in told)} | {ratios} |", flush=True)
+        ratios = spread(ours / theirs for ours, theirs in times)
+        print(f"| {name} | {spread(ours for ours, _ in times)} | {ratios} |", flush=True)
     print()
 
 
@@ -135,14 +135,14 @@ def idle(clone: Clone, rounds: int) -> None:
     empty.write_text("rule all:\n", encoding="utf-8")
     ours = ["--configfile", EMBEDDED, "-c", "1"]
     calls = {"an idle call": ours, "an empty workflow": ["-c", "1", "-s", "empty.smk"]}
-    told: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, options in calls.items():
             command = [sys.executable, "-m", "snakemake", *options]
-            told[name].append(_seconds(command, clone.folder))
-    told["the first less the second"] = [a - b for a, b in zip(*told.values(), strict=True)]
+            times[name].append(_seconds(command, clone.folder))
+    times["the first less the second"] = [a - b for a, b in zip(*times.values(), strict=True)]
     print("| Snakemake with | seconds |\n|---|---|")
-    for name, seconds in told.items():
+    for name, seconds in times.items():
         print(f"| {name} | {spread(seconds)} |", flush=True)
     print()
 

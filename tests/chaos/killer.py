@@ -43,11 +43,11 @@ def watch(plan: dict[str, Any]) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event not in EVENTS:
             return
-        told = " ".join([event, *(str(part) for part in arguments[:2])])
-        if re.search(r"^os\.rename .*/checkpoint-\d+/manifest\.json$", told):
+        call = " ".join([event, *(str(part) for part in arguments[:2])])
+        if re.search(r"^os\.rename .*/checkpoint-\d+/manifest\.json$", call):
             os.write(states, b".")
         for number, (aim, pattern) in enumerate(aims):
-            if not pattern.search(told):
+            if not pattern.search(call):
                 continue
             seen[number] += 1
             if seen[number] != aim["count"]:

@@ -122,8 +122,8 @@ class Chaos:
             self.kills[name, kill.scope] += 1
             self.last_hit |= name in LAST
             return name
-        told = (self.folder / "printed").read_text(encoding="utf-8", errors="replace")
-        assert code == 0, told[-6000:]
+        output = (self.folder / "printed").read_text(encoding="utf-8", errors="replace")
+        assert code == 0, output[-6000:]
         return None
 
     def count(self) -> None:

@@ -19,15 +19,15 @@ KL = ObjectiveSettings(next_token=0.5, kl=0.5, hidden=0.0, temperature=2.0)
 
 
 def trained(**how: Any) -> tuple[GPT2LMHeadModel, list[dict[str, Any]]]:
-    """Fine-tune a model with one compact block and a listening teacher."""
+    """Fine-tune a model with one compact block and a loss with a teacher."""
     torch.manual_seed(1)
     teacher = GPT2LMHeadModel(CONFIG).cuda()
-    blocks = torch.randint(5000, (32, 256), generator=torch.Generator().manual_seed(2))
+    sequences = torch.randint(5000, (32, 256), generator=torch.Generator().manual_seed(2))
     model, block = replace_block(teacher, 1, resolve_sizes(CONFIG), "paper", seed=1)
     objective = Mixture(KL, teacher.to(torch.bfloat16))
     settings = replace(SETTINGS, batch_size=8, optimizer="adamw", **how)
     history = fine_tune(
-        model, blocks.to(torch.int32), settings, seed=1, compact=[block], objective=objective
+        model, sequences.to(torch.int32), settings, seed=1, compact=[block], objective=objective
     )
     return model, history
 
@@ -45,16 +45,16 @@ def test_bfloat16_keeps_float32_weights_and_learns_as_much() -> None:
 
 
 def test_the_optimiser_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     make = torch.optim.AdamW.__init__
 
     def noted(self: Any, *given: Any, **named: Any) -> None:
-        asked.append(named)
+        calls.append(named)
         make(self, *given, **named)
 
     monkeypatch.setattr(torch.optim.AdamW, "__init__", noted)
     trained()
-    assert [named["fused"] for named in asked] == [True]
+    assert [named["fused"] for named in calls] == [True]
 
 
 @pytest.mark.parametrize("how", [{"micro_batch": 2}, {"checkpointing": True}, {"compile": True}])
@@ -70,11 +70,11 @@ def test_what_fits_a_device_learns_the_same(how: dict[str, Any]) -> None:
 def test_memory_is_as_planned(precision: Any, checkpointing: bool) -> None:
     torch.manual_seed(1)
     model = GPT2LMHeadModel(CONFIG).cuda()
-    blocks = torch.randint(5000, (24, 256), dtype=torch.int32)
+    sequences = torch.randint(5000, (24, 256), dtype=torch.int32)
     settings = replace(SETTINGS, batch_size=8, precision=precision, checkpointing=checkpointing)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    fine_tune(model, blocks, settings, seed=1)
+    fine_tune(model, sequences, settings, seed=1)
     plan = plan_memory(model.config, 8, 256, precision=precision, checkpointing=checkpointing)
-    # Kernels' own room comes on top: a tenth, as the plan's user is told.
+    # Kernels' own room comes on top: a tenth, as the plan's user can read.
     assert 0.8 < torch.cuda.max_memory_allocated() / plan.total < 1.2

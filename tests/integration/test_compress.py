@@ -22,14 +22,14 @@ def blocks() -> dict[str, str]:
 def edited(config: str, lines: list[str]) -> str:
     """Put the page's lines into the config: each in the place of the one with the same key."""
     kept = []
-    asked = {line.split(":")[0].strip(): line for line in lines}
-    asked["model"] = asked.pop("folder")
+    wanted = {line.split(":")[0].strip(): line for line in lines}
+    wanted["model"] = wanted.pop("folder")
     for line in config.splitlines():
         key = line.split(":")[0].strip()
         if key == "revision":
             continue
-        kept.append(asked.pop(key) if key in asked and line.split(":")[1].strip() else line)
-    assert not asked, asked
+        kept.append(wanted.pop(key) if key in wanted and line.split(":")[1].strip() else line)
+    assert not wanted, wanted
     return "\n".join(kept) + "\n"
 
 

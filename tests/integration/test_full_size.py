@@ -118,9 +118,9 @@ def test_a_step_of_phi_1_at_full_width() -> None:
     model, block = replace_block(teacher, 1, resolve_sizes(config), "paper", seed=1)
     before = teacher.num_parameters()
     del teacher
-    blocks = torch.randint(51200, (2, 64), dtype=torch.int32)
+    sequences = torch.randint(51200, (2, 64), dtype=torch.int32)
     settings = replace(SETTINGS, batch_size=2, precision="bfloat16", checkpointing=True)
-    history = fine_tune(model, blocks, settings, seed=1, compact=[block])
+    history = fine_tune(model, sequences, settings, seed=1, compact=[block])
     assert model.num_parameters() < before
     assert [row["step"] for row in history] == [1]
     # Random weights know nothing: the loss is that of a guess.

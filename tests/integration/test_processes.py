@@ -264,7 +264,7 @@ def test_a_job_in_two_processes_publishes_once(tmp_path: Path) -> None:
     assert (run_json["processes"], run_json["parallel"], run_json["threads"]) == (2, "ddp", 1)
     manifest = (results / "train/manifest.json").read_text()
     assert parse_statement(manifest).summary.keys() == {"with_dropout"}
-    # How many processes it took is not what was asked, or another number would make it anew.
+    # How many processes it took is no part of the request, or another number would make it anew.
     assert "processes" not in manifest
     log = (results / "logs/train.log").read_text()
     assert log.count("step 8 of 8") == 1  # one process reports

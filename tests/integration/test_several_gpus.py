@@ -67,7 +67,7 @@ def test_every_training_runs_in_two_processes(shared: Clone) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_learns_what_it_learns_alone(step: str, shared: Clone, alone: Clone) -> None:
-    """Order search, warm start and a teacher that is listened to included: but for rounding."""
+    """Order search, warm start and a teacher in the loss included: but for rounding."""
     ours, theirs = (
         [json.loads(line) for line in (clone.folder / step / "history.jsonl").open()]
         for clone in (shared, alone)
@@ -87,13 +87,13 @@ def test_another_number_of_gpus_remakes_nothing(shared: Clone) -> None:
         shared.edit(FILE, "gpus: 4", "gpus: 2")
 
 
-def test_a_scheduler_is_told(clone: Clone) -> None:
+def test_a_scheduler_gets_gpus_and_processes(clone: Clone) -> None:
     # The one kind of training that the study leaves out, to save its tests the time.
     clone.edit(FILE, "arms:", "arms:\n  teacher_tuned: {method: teacher_tuned, reference: paper}")
     done = with_gpus(clone, 2).snakemake("-n", "--configfile", FILE, "-c", "2")
     printed = done.stdout + done.stderr
-    asked = re.findall(r"^rule (\w+):.*?^    resources: ([^\n]*)", printed, re.M | re.S)
-    trains = {rule for rule, resources in asked if "gpu=2, processes=2" in resources}
+    planned = re.findall(r"^rule (\w+):.*?^    resources: ([^\n]*)", printed, re.M | re.S)
+    trains = {rule for rule, resources in planned if "gpu=2, processes=2" in resources}
     assert trains == {
         *("pretrain_teacher", "substitute_block", "substitute_at_once", "prune_l1"),
         *("distill_student", "drop_layers", "tune_teacher"),

@@ -68,7 +68,7 @@ def with_dropout(work: WorkFolder | None = None, objective: Objective = next_tok
     return model.state_dict(), history
 
 
-def listening() -> Result:
+def with_teacher() -> Result:
     """A new block at a rate of its own, in a model whose head is not its embedding."""
     teacher = small("llama", blocks=3)
     model, block = replace_block(teacher, 1, SIZES, "paper", seed=1)
@@ -91,7 +91,7 @@ def as_published() -> Result:
 
 
 def theseus() -> Result:
-    """In each step some blocks are not used at all."""
+    """In each update some blocks are not used at all."""
     teacher = small(blocks=3)
     model, new = replace_block(teacher, 1, SIZES, "paper", seed=1)
     originals = {1: family_of(teacher.config).blocks(teacher)[1]}
@@ -119,7 +119,7 @@ def in_parts() -> Result:
 CASES: dict[str, Callable[[], Result]] = {
     "plain": plain,
     "in_parts": in_parts,
-    "listening": listening,
+    "with_teacher": with_teacher,
     "as_published": as_published,
     "theseus": theseus,
     "half_precision": half_precision,

@@ -1,7 +1,7 @@
 """A real SLURM on this machine: accounting, a controller and two nodes with GPUs that are none.
 
 The daemons are Debian's, run in the foreground as children of the tests, and end with them. Node
-names are told apart by UTS namespaces, a GPU is a device file like /dev/null.
+names are distinguished by UTS namespaces, a GPU is a device file like /dev/null.
 """
 
 import os
@@ -368,8 +368,8 @@ StorageLoc=slurm_acct_db
     def job(self, comment: str) -> str | None:
         """Find the running job whose comment, rule and wildcards, begins like this."""
         for line in self.run("squeue", "-h", "-t", "R", "-o", "%i|%k", check=False).splitlines():
-            number, said = line.split("|", 1)
-            if said.startswith(comment):
+            number, text = line.split("|", 1)
+            if text.startswith(comment):
                 return number
         return None
 

@@ -38,7 +38,7 @@ SEEDS, PART = [17], {"arms": ("iskd", "l1"), "tasks": ("cbt_context",)}
 # What is made of all seeds, arms and tasks together begins so.
 OF_ALL = re.compile(r"^(collect_|figure_|table_|paper|summarize/|metrics)")
 TEACHER = "pretrain_teacher/toy"
-ASKED = (
+OPTIONS = (
     *("--profile", "slurm", "--configfile", "config/config.yaml", "--jobs", "4"),
     # No cluster of this size needs the plugin's patience of 40 s before it looks after a job.
     *("--slurm-init-seconds-before-status-checks", "2", "--slurm-status-command", "squeue"),
@@ -107,7 +107,7 @@ class Study:
         self.calls += 1
         with self.printed.open("wb") as out:
             self.driver = subprocess.Popen(
-                [sys.executable, "-m", "snakemake", *ASKED],
+                [sys.executable, "-m", "snakemake", *OPTIONS],
                 cwd=self.clone.folder,
                 env=self.environment,
                 stdout=out,
@@ -354,8 +354,8 @@ def test_two_gpus_of_one_node_train_one_model(
     wait_until(lambda: not study.running, PATIENCE, "the study's end")
     clone = make_clone(tmp_path / "clone")
     clone.edit("tests/config/tiny.yaml", "    family: gpt2\n", "    family: gpt2\n    gpus: 2\n")
-    asked = ("--profile", "slurm", *ASKED[4:], f"results/tiny/{TEACHER}/manifest.json")
-    done = clone.snakemake(*asked, "--configfile", "tests/config/tiny.yaml", **study.environment)
+    options = ("--profile", "slurm", *OPTIONS[4:], f"results/tiny/{TEACHER}/manifest.json")
+    done = clone.snakemake(*options, "--configfile", "tests/config/tiny.yaml", **study.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     run = json.loads((clone.folder / "results/tiny" / TEACHER / "run.json").read_text("utf-8"))
     assert run["processes"] == 2

@@ -382,8 +382,8 @@ def _range(metric: str, value: float, spread: float) -> Row:
     return row | {"low": value * (1 - spread), "high": value * (1 + 1.3 * spread)}
 
 
-def asked(**changes: Any) -> dict[str, Any]:
-    """Give what a job was asked, as a statement has it."""
+def make_request(**changes: Any) -> dict[str, Any]:
+    """Make a job's request, as a statement has it."""
     return {
         "rule": "make",
         "wildcards": {},

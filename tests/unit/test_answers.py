@@ -32,14 +32,14 @@ from iskd.provenance.statement import Statement, write_statement
 from iskd.runtime.signals import EXIT_AGAIN, Interrupted, StopRequest
 from iskd.runtime.workdir import WorkFolder
 from tests.unit import test_harness
-from tests.unit.synthetic import asked
+from tests.unit.synthetic import make_request
 from tests.unit.test_harness import SCRIPTS, cbt_row, hellaswag_row
 from tests.unit.test_heldout import heldout_loss
 from tests.unit.test_job import rule
 
 model, tokenizer = test_harness.model, test_harness.tokenizer
 
-ASKED = {"rule": "evaluate", "seed": 3}
+REQUEST = {"rule": "evaluate", "seed": 3}
 CPU = torch.device("cpu")
 
 
@@ -77,7 +77,7 @@ def evaluate(
         passes += 1
         return [answer(number) for number in batch]
 
-    scored = Scoring(Answers(file, run), resumed=resumed)(batches_for(SIZES), score, b"asked")
+    scored = Scoring(Answers(file, run), resumed=resumed)(batches_for(SIZES), score, b"requests")
     return scored, passes
 
 
@@ -197,7 +197,7 @@ def test_lines_of_other_requests_are_cut_off(tmp_path: Path) -> None:
     assert found == [-number for number in range(sum(SIZES))]
 
 
-def test_calls_of_one_evaluation_are_told_apart(tmp_path: Path) -> None:
+def test_calls_of_one_evaluation_are_distinguished(tmp_path: Path) -> None:
     file = tmp_path / ANSWERS
     batches = batches_for(SIZES)
 
@@ -258,7 +258,7 @@ def test_a_line_that_does_not_fit_is_taken_back(
 
 
 def test_evaluations_of_one_job_do_not_share_answers(tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path / "work", ASKED)
+    work = WorkFolder(tmp_path / "work", REQUEST)
 
     def both() -> list[list[Any]]:
         found = []
@@ -275,18 +275,18 @@ def test_evaluations_of_one_job_do_not_share_answers(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob(f"work/*/{ANSWERS}"))) == 2
 
 
-def test_progress_is_told_in_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_logged_in_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / ANSWERS
     killed_at(file, 2 * CHUNK)
     done, total = sum(SIZES[: 2 * CHUNK]), sum(SIZES)
     with caplog.at_level(logging.INFO):
         evaluate(file)
-    told = [record.getMessage() for record in caplog.records]
-    assert told[0] == f"{done} of {total} texts were scored before"
-    assert told[-1] == f"{total} of {total} texts scored"
-    counts = [int(line.split()[0]) for line in told]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == f"{done} of {total} texts were scored before"
+    assert messages[-1] == f"{total} of {total} texts scored"
+    counts = [int(line.split()[0]) for line in messages]
     assert counts == sorted(counts)
-    assert len(told) < 12
+    assert len(messages) < 12
 
 
 def test_a_stop_comes_before_the_next_forward_pass() -> None:
@@ -352,14 +352,14 @@ def test_batches_and_bits_are_lm_evals(
     """
     requests = [(("", ""), context, text) for context, text in pairs]
     stock = stock_passes(requests, model, tokenizer, size)
-    asked: dict[tuple[int, ...], set[int]] = {}
+    lengths: dict[tuple[int, ...], set[int]] = {}
     for context, text in pairs:
-        asked.setdefault((*context, *text[:-1]), set()).add(len(text))
+        lengths.setdefault((*context, *text[:-1]), set()).add(len(text))
     ours = passes_of(ScoringLM(model, tokenizer, size), requests)[1]
     for (context, text), (found, greedy), (wanted, wanted_greedy) in zip(
         pairs, ours, stock[1], strict=True
     ):
-        if len(asked[*context, *text[:-1]]) == 1:
+        if len(lengths[*context, *text[:-1]]) == 1:
             assert found == pytest.approx(wanted, abs=1e-5)
             assert greedy == wanted_greedy
     with pytest.MonkeyPatch.context() as patch:
@@ -381,7 +381,7 @@ def stopping(model: Any, at: int, how: Callable[[], None]) -> Any:
             how()
         passes += 1
 
-    # Where a logit is asked of few places, the outer model itself is not called.
+    # Where logits are needed at few places, the outer model itself is not called.
     return model.base_model.register_forward_pre_hook(hook)
 
 
@@ -417,21 +417,21 @@ def test_an_evaluation_killed_anywhere_ends_with_the_same_bits(
     for at in (3, 11, 2 * CHUNK - 1):
         handle = stopping(model, at, kill)
         with pytest.raises(Killed):
-            run(WorkFolder(tmp_path / "work", ASKED))
+            run(WorkFolder(tmp_path / "work", REQUEST))
         handle.remove()
-    work = WorkFolder(tmp_path / "work", ASKED)
+    work = WorkFolder(tmp_path / "work", REQUEST)
     assert run(work) == wanted
     # The attempts got on by no, one and one chunk.
     assert passes == all_passes - 2 * CHUNK
     assert len(work.resumed_texts) == 1
-    other = WorkFolder(tmp_path / "work", {**ASKED, "seed": 4})
+    other = WorkFolder(tmp_path / "work", {**REQUEST, "seed": 4})
     assert run(other) == wanted
     assert (passes, other.resumed_texts) == (all_passes, [])
     counting.remove()
 
 
 @pytest.fixture
-def blocks() -> torch.Tensor:
+def sequences() -> torch.Tensor:
     return torch.randint(0, 300, (51, 12), generator=torch.Generator().manual_seed(1))
 
 
@@ -451,11 +451,11 @@ def test_a_heldout_loss_killed_anywhere_ends_with_the_same_bits(
             handle = stopping(model, at, kill)
             with pytest.raises(Killed):
                 heldout_loss(
-                    model, tokens, batch_size=2, work=WorkFolder(Path(folder) / "work", ASKED)
+                    model, tokens, batch_size=2, work=WorkFolder(Path(folder) / "work", REQUEST)
                 )
             handle.remove()
             done += at // CHUNK * CHUNK
-        work = WorkFolder(Path(folder) / "work", ASKED)
+        work = WorkFolder(Path(folder) / "work", REQUEST)
         assert heldout_loss(model, tokens, batch_size=2, work=work) == wanted
         assert work.resumed_texts == ([2 * done] if done else [])
 
@@ -464,20 +464,20 @@ def test_a_heldout_loss_killed_anywhere_ends_with_the_same_bits(
 def test_a_signal_stops_an_evaluation_before_the_next_pass(
     number: signal.Signals,
     model: GPT2LMHeadModel,
-    blocks: torch.Tensor,
+    sequences: torch.Tensor,
     tmp_path: Path,
 ) -> None:
     before = signal.getsignal(number)
     handle = stopping(model, CHUNK + 1, lambda: os.kill(os.getpid(), number))
     beyond = stopping(model, CHUNK + 2, kill)
     with pytest.raises(Interrupted, match=f"{number.name} while texts are scored; the first 16"):
-        heldout_loss(model, blocks, batch_size=2, work=WorkFolder(tmp_path / "work", ASKED))
+        heldout_loss(model, sequences, batch_size=2, work=WorkFolder(tmp_path / "work", REQUEST))
     handle.remove()
     beyond.remove()
     assert signal.getsignal(number) is before
-    work = WorkFolder(tmp_path / "work", ASKED)
-    found = heldout_loss(model, blocks, batch_size=2, work=work)
-    assert found == heldout_loss(model, blocks, batch_size=2)
+    work = WorkFolder(tmp_path / "work", REQUEST)
+    found = heldout_loss(model, sequences, batch_size=2, work=work)
+    assert found == heldout_loss(model, sequences, batch_size=2)
     assert work.resumed_texts == [16]
 
 
@@ -494,7 +494,7 @@ def inputs(
     folder = tmp_path_factory.mktemp("inputs")
     model.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
-    text = write_statement(Statement(asked(), {}, {}))
+    text = write_statement(Statement(make_request(), {}, {}))
     (folder / "teacher" / MANIFEST).write_text(text, encoding="utf-8")
     write_rows(folder / "rows.jsonl", [hellaswag_row(number) for number in range(320)])
     tokens = torch.randint(0, 300, (256, 12), generator=torch.Generator().manual_seed(1))
@@ -544,8 +544,8 @@ def start(script: str, inputs: Path, cwd: Path, *, pause: float) -> "subprocess.
 def finish(script: str, inputs: Path, cwd: Path) -> dict[str, bytes]:
     """Run a script to its end and read what it published, but how it went."""
     with start(script, inputs, cwd, pause=0) as job:
-        _, told = job.communicate()
-    assert job.returncode == 0, told
+        _, output = job.communicate()
+    assert job.returncode == 0, output
     return {
         file.name: file.read_bytes()
         for file in (cwd / "results/make").iterdir()
@@ -573,8 +573,8 @@ def test_a_script_that_is_killed_publishes_the_same_bytes(
     for place in vars(places).values():
         place.mkdir()
     wanted = finish(script, inputs, places.whole)
-    told = json.loads((places.whole / "results/make" / RUN).read_text())
-    assert (told["resumed_after_steps"], told["resumed_after_texts"]) == ([], [])
+    report = json.loads((places.whole / "results/make" / RUN).read_text())
+    assert (report["resumed_after_steps"], report["resumed_after_texts"]) == ([], [])
     with start(script, inputs, places.killed, pause=0.05) as job:
         kept = wait_for_lines(places.killed, 1, job)
         job.kill()
@@ -582,13 +582,13 @@ def test_a_script_that_is_killed_publishes_the_same_bytes(
     with start(script, inputs, places.killed, pause=0.05) as job:
         kept = wait_for_lines(places.killed, kept + 2, job)
         job.send_signal(signal.SIGTERM)
-        _, told = job.communicate()
-    assert (job.returncode, told) == (EXIT_AGAIN, "")
+        _, output = job.communicate()
+    assert (job.returncode, output) == (EXIT_AGAIN, "")
     assert not (places.killed / "results/make").exists()
     assert "call snakemake again" in (places.killed / "results/logs/make.log").read_text()
     assert finish(script, inputs, places.killed) == wanted
-    told = json.loads((places.killed / "results/make" / RUN).read_text())
-    assert told["resumed_after_texts"][0] >= kept * CHUNK * 4
-    assert told["seconds_in_all"] > told["seconds"]
+    report = json.loads((places.killed / "results/make" / RUN).read_text())
+    assert report["resumed_after_texts"][0] >= kept * CHUNK * 4
+    assert report["seconds_in_all"] > report["seconds"]
     assert "texts were scored before" in (places.killed / "results/logs/make.log").read_text()
     assert not (places.killed / "results/.make.work").exists()

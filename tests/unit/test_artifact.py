@@ -24,7 +24,7 @@ from iskd.provenance.artifact import (
     write_text,
 )
 
-from .synthetic import asked
+from .synthetic import make_request
 
 
 class Crash(BaseException):
@@ -39,7 +39,7 @@ def build(folder: Path, content: str = "new", *, host: str = "here") -> None:
     publish(
         draft,
         folder,
-        asked=asked(rule="r"),
+        request=make_request(rule="r"),
         summary={"loss": 1.5, "content": content},
         run={"host": host},
     )
@@ -52,9 +52,9 @@ def state(folder: Path) -> str:
     manifest = read_manifest(folder)
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert files == {MANIFEST, RUN, *manifest.files}
-    for name, said in manifest.files.items():
-        assert file_digest(folder / name) == said.sha256
-        assert (folder / name).stat().st_size == said.size
+    for name, produced in manifest.files.items():
+        assert file_digest(folder / name) == produced.sha256
+        assert (folder / name).stat().st_size == produced.size
     content: str = manifest.summary["content"]
     return content
 
@@ -65,17 +65,17 @@ def test_the_umask_decides_who_may_read(tmp_path: Path, mask: int, mode: int) ->
     (draft / "weights").touch(mode=0o600)
     before = os.umask(mask)
     try:
-        publish(draft, tmp_path / "a", asked=asked(rule="r"), summary={}, run={})
+        publish(draft, tmp_path / "a", request=make_request(rule="r"), summary={}, run={})
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "a").iterdir()} == {mode}
 
 
-def test_a_manifest_tells_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
+def test_a_manifest_states_what_was_requested_and_what_came_out(tmp_path: Path) -> None:
     build(tmp_path / "deep" / "art")
     manifest = read_manifest(tmp_path / "deep" / "art")
     assert manifest == read_manifest(tmp_path / "deep" / "art" / MANIFEST)
-    assert manifest.asked == asked(rule="r")
+    assert manifest.request == make_request(rule="r")
     assert set(manifest.files) == {"b.txt", "sub/a.bin"}
     assert manifest.files["b.txt"].size == 3
     assert json.loads((tmp_path / "deep" / "art" / RUN).read_text()) == {

@@ -21,11 +21,11 @@ from tests.unit.test_model_behaviour import (
 )
 
 PUBLISHED = replace(TWO_LAYERS, published=True)
-MENDED = ["gpt2", "phi"]
+FIXED = ["gpt2", "phi"]
 MASKED = ["all ones", "left", "right"]
 
 
-@pytest.fixture(params=MENDED)
+@pytest.fixture(params=FIXED)
 def family(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -69,12 +69,12 @@ def test_gpt2_attends_evenly_to_the_past_when_it_is_given_a_mask(tiny_model: Mak
     model = build(tiny_model, "gpt2")
     model.set_attn_implementation("eager")
     ids = ids_of(1, 6)
-    asked = {"input_ids": ids, "output_attentions": True}
+    inputs = {"input_ids": ids, "output_attentions": True}
     even = torch.ones(6, 6).tril()
     even = (even / even.sum(-1, keepdim=True)).expand(1, 2, 6, 6)
-    inner = model(**asked, attention_mask=torch.ones_like(ids)).attentions[0]
+    inner = model(**inputs, attention_mask=torch.ones_like(ids)).attentions[0]
     torch.testing.assert_close(inner, even)
-    assert not torch.allclose(model(**asked).attentions[0], even, atol=0.1)
+    assert not torch.allclose(model(**inputs).attentions[0], even, atol=0.1)
 
 
 def test_a_mask_of_ones_changes_the_logits(family: str, tiny_model: MakeModel) -> None:
@@ -85,15 +85,15 @@ def test_a_mask_of_ones_changes_the_logits(family: str, tiny_model: MakeModel) -
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_without_a_mask_nothing_is_wrong(family: str, kernel: str, tiny_model: MakeModel) -> None:
-    model, mended = (build(tiny_model, family, sizes) for sizes in (PUBLISHED, TWO_LAYERS))
-    for each in (model, mended):
+    model, fixed = (build(tiny_model, family, sizes) for sizes in (PUBLISHED, TWO_LAYERS))
+    for each in (model, fixed):
         each.set_attn_implementation(kernel)
     check_causality(model, "no mask", turn=4, seed=1)
     ids = ids_of(2, 12)
-    assert torch.equal(logits_of(model, ids), logits_of(mended, ids))
+    assert torch.equal(logits_of(model, ids), logits_of(fixed, ids))
     # The mask of an earlier call is forgotten.
     masked = logits_of(model, ids, attention_mask=torch.ones_like(ids))
-    assert torch.equal(logits_of(model, ids), logits_of(mended, ids))
+    assert torch.equal(logits_of(model, ids), logits_of(fixed, ids))
     assert not torch.allclose(masked, logits_of(model, ids), atol=1e-2)
     new, block = replace_block(tiny_model(family), 1, PUBLISHED, "paper", seed=3)
     check_inner_queries_and_keys_are_trained(new, block, mask=False)
@@ -118,7 +118,7 @@ def test_the_config_asks_for_it_by_name(family: str, tiny_model: MakeModel) -> N
     assert config.compact_blocks[0]["published"] is True
 
 
-@pytest.mark.parametrize("other", [name for name in FAMILIES if name not in MENDED])
+@pytest.mark.parametrize("other", [name for name in FAMILIES if name not in FIXED])
 def test_families_that_were_not_published_cannot_be_as_published(
     other: str, tiny_model: MakeModel
 ) -> None:

@@ -19,6 +19,6 @@ def test_a_folder_that_is_not_there(
     call: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([part.format(tmp_path) for part in call]) == 2
-    said = capsys.readouterr().err
-    assert "typo: there is no such folder; name one as results/<study>" in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "typo: there is no such folder; name one as results/<study>" in message
+    assert message.count("\n") == 1

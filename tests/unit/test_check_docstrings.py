@@ -45,6 +45,6 @@ def test_a_docstring_that_does_not_fit_the_code_is_found(
 ) -> None:
     assert old in FUNCTION
     faults = runpy.run_path(str(TOOL))["faults"]
-    found = [said for _, said in faults(FUNCTION.replace(old, new, 1))]
+    found = [message for _, message in faults(FUNCTION.replace(old, new, 1))]
     assert len(found) == (fault is not None)
-    assert all(str(fault) in said for said in found)
+    assert all(str(fault) in message for message in found)

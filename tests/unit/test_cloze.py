@@ -75,7 +75,7 @@ def test_rows_have_the_form_whatever_the_stories(stories: list[str], seed: int) 
     assert cloze_rows(stories, 3, seed) == rows
 
 
-def test_both_nouns_and_names_are_asked_for() -> None:
+def test_both_nouns_and_names_are_left_out() -> None:
     rows = cloze_rows(fixed_stories(6), 18, 3)
     for row in rows:
         check(row)

@@ -331,12 +331,12 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
 def test_a_mistake_is_one_line_with_its_key(changes: dict[str, Any], key: str, part: str) -> None:
     with pytest.raises(UserError) as caught:
         load_study(changed(changes), "my.yaml")
-    said = str(caught.value)
-    assert said.startswith(
+    message = str(caught.value)
+    assert message.startswith(
         (f"my.yaml: {key}: ", "my.yaml: arms.") if key == "arms" else f"my.yaml: {key}: "
     )
-    assert part in said
-    assert "\n" not in said
+    assert part in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("raw", [None, [], "text", {}, {1: 2}, {"study": {"a": [1, {}]}}])
@@ -544,7 +544,7 @@ def test_a_file_name_that_is_too_long_is_not_there(folder: Path) -> None:
             check_data_files(load_study(raw, "my.yaml"), "my.yaml")
 
 
-def test_a_data_folder_that_is_not_there_is_said(
+def test_a_data_folder_that_is_not_there_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MY_DATA", raising=False)

@@ -40,7 +40,7 @@ def test_any_text_survives_the_tokenizer(text: str, tokenizer: PreTrainedTokeniz
         assert tokenizer.eos_token_id not in ids
 
 
-def test_a_tokenizer_has_the_asked_size_and_one_end_token(
+def test_a_tokenizer_has_the_configured_size_and_one_end_token(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     assert len(tokenizer) == 300
@@ -89,23 +89,23 @@ def test_sequences_hold_the_stories_in_order_each_with_its_end(
         with pytest.raises(UserError, match="less than one sequence"):
             token_sequences(texts, tokenizer, length)
         return
-    blocks = token_sequences(texts, tokenizer, length)
-    assert blocks.dtype == torch.int32
-    assert blocks.shape == (len(stream) // length, length)
-    assert blocks.flatten().tolist() == stream[: len(stream) // length * length]
+    sequences = token_sequences(texts, tokenizer, length)
+    assert sequences.dtype == torch.int32
+    assert sequences.shape == (len(stream) // length, length)
+    assert sequences.flatten().tolist() == stream[: len(stream) // length * length]
 
 
 def test_sequences_decode_to_the_stories(tokenizer: PreTrainedTokenizerFast) -> None:
-    blocks = token_sequences(TEXTS, tokenizer, 8)
-    text = tokenizer.decode(blocks.flatten().tolist())
+    sequences = token_sequences(TEXTS, tokenizer, 8)
+    text = tokenizer.decode(sequences.flatten().tolist())
     assert "".join(f"{t}{END_OF_TEXT}" for t in TEXTS).startswith(text)
 
 
 def test_stories_longer_than_the_model_are_not_cut(tokenizer: PreTrainedTokenizerFast) -> None:
     story = "The fox ran. " * 50
-    blocks = token_sequences([story], tokenizer, 8)
-    assert story.startswith(tokenizer.decode(blocks.flatten().tolist()))
-    assert blocks.numel() > 10 * 8
+    sequences = token_sequences([story], tokenizer, 8)
+    assert story.startswith(tokenizer.decode(sequences.flatten().tolist()))
+    assert sequences.numel() > 10 * 8
 
 
 def test_too_little_text_says_what_to_change(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -123,9 +123,9 @@ def test_a_tokenizer_without_an_end_is_a_users_mistake() -> None:
 
 
 def test_sequences_survive_their_file(tmp_path: Path) -> None:
-    blocks = torch.arange(60, dtype=torch.int32).reshape(10, 6)
+    sequences = torch.arange(60, dtype=torch.int32).reshape(10, 6)
     # A view with other strides, as a slice of a larger tensor gives.
-    for number, tensor in enumerate((blocks, blocks[::2, 1:4])):
+    for number, tensor in enumerate((sequences, sequences[::2, 1:4])):
         save_sequences(tensor, tmp_path / f"{number}.safetensors")
         read = load_sequences(tmp_path / f"{number}.safetensors")
         assert read.dtype == torch.int32

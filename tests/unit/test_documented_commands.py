@@ -41,8 +41,8 @@ def test_a_documented_command_is_one(
 ) -> None:
     monkeypatch.chdir(ROOT)
     # <this> stands for a reader's own.
-    said = re.sub(r"\b(TOKENS|N)\b", "8", re.sub(r"<[^>]+>", "mine", command))
-    words = shlex.split(said, comments=True)
+    filled = re.sub(r"\b(TOKENS|N)\b", "8", re.sub(r"<[^>]+>", "mine", command))
+    words = shlex.split(filled, comments=True)
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         del words[0]
     program, *arguments = words

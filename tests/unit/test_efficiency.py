@@ -1,4 +1,4 @@
-"""Speed and memory: who is asked when, and what is made of it. No time is claimed here."""
+"""Speed and memory: what is called when, and what is made of it. No time is claimed here."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""What NVML is asked, and how the energy of several processes becomes the job's."""
+"""Which calls NVML gets, and how the energy of several processes becomes the job's."""
 
 import sys
 from types import SimpleNamespace

@@ -15,9 +15,9 @@ ENVS = Path(__file__).parents[2] / "envs"
 
 def pins(lines: list[str]) -> dict[str, str]:
     """Give version by package from lines ``name==version``."""
-    asked = [Requirement(line) for line in lines]
-    assert all([s.operator for s in one.specifier] == ["=="] for one in asked)
-    return {_plain(one.name): str(one.specifier).removeprefix("==") for one in asked}
+    requirements = [Requirement(line) for line in lines]
+    assert all([s.operator for s in one.specifier] == ["=="] for one in requirements)
+    return {_plain(one.name): str(one.specifier).removeprefix("==") for one in requirements}
 
 
 def _plain(name: str) -> str:
@@ -33,9 +33,9 @@ LOCK = pins(_lines("requirements.lock"))
 
 
 @pytest.mark.parametrize("line", _lines("requirements.in"))
-def test_the_lock_has_what_is_asked_for(line: str) -> None:
-    asked = Requirement(line)
-    assert asked.specifier.contains(LOCK[_plain(asked.name)])
+def test_the_lock_has_what_is_required(line: str) -> None:
+    requirement = Requirement(line)
+    assert requirement.specifier.contains(LOCK[_plain(requirement.name)])
 
 
 def test_the_conda_environment_installs_the_lock() -> None:
@@ -63,9 +63,9 @@ def test_nothing_that_is_installed_lacks_anything() -> None:
 
 
 def test_the_package_asks_for_nothing_that_is_not_locked() -> None:
-    asked = [Requirement(line) for line in metadata.requires("iskd") or []]
-    assert asked
-    assert {_plain(one.name) for one in asked} <= set(LOCK)
+    requirements = [Requirement(line) for line in metadata.requires("iskd") or []]
+    assert requirements
+    assert {_plain(one.name) for one in requirements} <= set(LOCK)
 
 
 def test_the_container_copies_what_is_there_and_installs_as_make_does() -> None:

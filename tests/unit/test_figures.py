@@ -181,7 +181,7 @@ def test_missing_errors_and_missing_tasks_are_left_out(metrics: pd.DataFrame) ->
     assert numbers.loc[numbers["arm"] == "l1", "low"].isna().all()
 
 
-def test_mistakes_are_told(metrics: pd.DataFrame) -> None:
+def test_mistakes_are_reported(metrics: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="'bert'; there are: gpt2"):
         tradeoff_figure(metrics, HEADLINE, CHANCE, "bert")
     with pytest.raises(UserError, match="fraction"):

@@ -10,5 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs/audit.md"
 
 def test_the_auditors_page_explains_every_code_as_the_command_does() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.M)
-    told = dict(rows)
-    assert {code: told.get(code) for code in Code} == {code: code.explanation for code in Code}
+    documented = dict(rows)
+    assert {code: documented.get(code) for code in Code} == {
+        code: code.explanation for code in Code
+    }

@@ -1,4 +1,4 @@
-"""One fine-tuning run: what it learns, how many steps it takes, and that it can be repeated."""
+"""One fine-tuning run: what it learns, how many updates it takes, and that it can be repeated."""
 
 import json
 import os
@@ -41,7 +41,7 @@ SETTINGS = TrainingSettings(
 )
 
 
-def random_blocks(count: int, length: int = 10) -> torch.Tensor:
+def random_sequences(count: int, length: int = 10) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.randint(1, VOCABULARY, (count, length), generator=generator, dtype=torch.int32)
 
@@ -62,7 +62,7 @@ def fresh(family: str = "gpt2", *, dropout: float = 0.0) -> PreTrainedModel:
 
 
 class Watch:
-    """Record, at every optimiser step, the rates, the size of the gradient and the batch."""
+    """Record, at every optimiser update, the rates, the size of the gradient and the batch."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rates: list[list[float]] = []
@@ -103,7 +103,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 def weights_after(seed: int, **changes: Any) -> dict[str, torch.Tensor]:
     model = fresh(dropout=0.2)
-    fine_tune(model, random_blocks(10), replace(SETTINGS, **changes), seed=seed)
+    fine_tune(model, random_sequences(10), replace(SETTINGS, **changes), seed=seed)
     return model.state_dict()
 
 
@@ -121,34 +121,35 @@ def test_the_order_of_the_data_follows_the_seed(watch: Watch) -> None:
     orders = []
     for seed in (1, 1, 2):
         watch.seen.clear()
-        fine_tune(fresh(), random_blocks(20), SETTINGS, seed=seed, objective=watch.objective)
+        fine_tune(fresh(), random_sequences(20), SETTINGS, seed=seed, objective=watch.objective)
         orders.append(torch.cat(watch.seen))
     assert torch.equal(orders[0], orders[1])
     assert not torch.equal(orders[0], orders[2])
-    assert not torch.equal(orders[0], random_blocks(20).long())
+    assert not torch.equal(orders[0], random_sequences(20).long())
 
 
 def test_every_epoch_sees_every_sequence_once_in_a_new_order(watch: Watch) -> None:
-    blocks = random_blocks(10)
+    sequences = random_sequences(10)
     settings = replace(SETTINGS, epochs=3)
-    fine_tune(fresh(), blocks, settings, seed=1, objective=watch.objective)
+    fine_tune(fresh(), sequences, settings, seed=1, objective=watch.objective)
     assert [len(batch) for batch in watch.seen] == [4, 4, 2] * 3
     epochs = [torch.cat(watch.seen[i : i + 3]) for i in (0, 3, 6)]
     for epoch in epochs:
-        assert sorted(epoch.tolist()) == sorted(blocks.tolist())
+        assert sorted(epoch.tolist()) == sorted(sequences.tolist())
     assert not torch.equal(epochs[0], epochs[1])
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "epochs", "steps"), [(8, 4, 1, 2), (10, 4, 3, 9), (3, 8, 2, 2), (1, 1, 1, 1)]
+    ("count", "batch", "epochs", "updates"),
+    [(8, 4, 1, 2), (10, 4, 3, 9), (3, 8, 2, 2), (1, 1, 1, 1)],
 )
 def test_a_run_takes_the_promised_number_of_steps(
-    count: int, batch: int, epochs: int, steps: int, watch: Watch
+    count: int, batch: int, epochs: int, updates: int, watch: Watch
 ) -> None:
     settings = replace(SETTINGS, batch_size=batch, epochs=epochs)
-    history = fine_tune(fresh(), random_blocks(count), settings, seed=1)
-    assert len(watch.rates) == steps
-    assert [row["step"] for row in history] == list(range(1, steps + 1))
+    history = fine_tune(fresh(), random_sequences(count), settings, seed=1)
+    assert len(watch.rates) == updates
+    assert [row["step"] for row in history] == list(range(1, updates + 1))
     assert history[-1]["tokens"] == count * 10 * epochs
     full = [min(batch, count - start) for start in range(0, count, batch)] * epochs
     assert [row["tokens"] for row in history] == [10 * sum(full[: n + 1]) for n in range(len(full))]
@@ -156,35 +157,35 @@ def test_a_run_takes_the_promised_number_of_steps(
 
 def test_the_last_step_is_always_reported() -> None:
     settings = replace(SETTINGS, batch_size=1)
-    history = fine_tune(fresh(), random_blocks(101, length=4), settings, seed=1)
+    history = fine_tune(fresh(), random_sequences(101, length=4), settings, seed=1)
     assert [row["step"] for row in history][-2:] == [100, 101]
     assert history[-1]["tokens"] == 404
 
 
 def test_a_long_run_reports_about_fifty_times(watch: Watch) -> None:
     settings = replace(SETTINGS, batch_size=1)
-    history = fine_tune(fresh(), random_blocks(110, length=4), settings, seed=1)
+    history = fine_tune(fresh(), random_sequences(110, length=4), settings, seed=1)
     assert len(watch.rates) == 110
     assert [row["step"] for row in history] == list(range(2, 111, 2))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_rates_are_as_asked_at_the_first_step(
+def test_both_rates_are_as_configured_at_the_first_update(
     family: str, tiny_model: MakeModel, watch: Watch
 ) -> None:
     model, block = replace_block(tiny_model(family), 1, SIZES, "paper", seed=1)
-    history = fine_tune(model, random_blocks(16), SETTINGS, seed=1, compact=[block])
+    history = fine_tune(model, random_sequences(16), SETTINGS, seed=1, compact=[block])
     assert sorted(set(watch.rates[0])) == [1e-4, 1e-3]
     assert sorted(set(watch.rates[2])) == pytest.approx([0.5e-4, 0.5e-3])
     assert history[0]["learning_rate"] == 1e-4
 
 
-def test_one_step_of_adam_moves_each_weight_by_its_rate(tiny_model: MakeModel) -> None:
-    """Adam's first step is the rate times the gradient's sign, so it shows who has which rate."""
+def test_one_update_of_adam_moves_each_weight_by_its_rate(tiny_model: MakeModel) -> None:
+    """Adam's first update is the rate times the gradient's sign, so it shows who has which rate."""
     model, block = replace_block(tiny_model("gpt2"), 1, SIZES, "paper", seed=1)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     new = {id(p) for p in block.parameters()}
-    fine_tune(model, random_blocks(4), SETTINGS, seed=1, compact=[block])
+    fine_tune(model, random_sequences(4), SETTINGS, seed=1, compact=[block])
     for name, parameter in model.named_parameters():
         moved = (parameter.detach() - before[name]).abs().max().item()
         assert moved == pytest.approx(1e-3 if id(parameter) in new else 1e-4, rel=0.02), name
@@ -195,7 +196,7 @@ def test_linear_and_cosine_fall_to_zero_and_constant_stays(watch: Watch) -> None
     for schedule in ("linear", "cosine", "constant"):
         watch.rates.clear()
         settings = replace(SETTINGS, schedule=schedule)
-        fine_tune(fresh(), random_blocks(40), settings, seed=1)
+        fine_tune(fresh(), random_sequences(40), settings, seed=1)
         shapes[schedule] = [rates[0] / 1e-4 for rates in watch.rates]
     assert shapes["linear"] == pytest.approx([1 - i / 10 for i in range(10)])
     assert shapes["constant"] == pytest.approx([1.0] * 10)
@@ -205,17 +206,17 @@ def test_linear_and_cosine_fall_to_zero_and_constant_stays(watch: Watch) -> None
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
-def test_a_warm_up_rises_to_the_asked_rate(schedule: Any, watch: Watch) -> None:
+def test_a_warm_up_rises_to_the_configured_rate(schedule: Any, watch: Watch) -> None:
     settings = replace(SETTINGS, schedule=schedule, warmup=0.2)
-    fine_tune(fresh(), random_blocks(40), settings, seed=1)
+    fine_tune(fresh(), random_sequences(40), settings, seed=1)
     assert [rates[0] / 1e-4 for rates in watch.rates[:3]] == pytest.approx([0.0, 0.5, 1.0])
 
 
-def test_gradients_are_clipped_only_if_asked(watch: Watch) -> None:
+def test_gradients_are_clipped_only_if_configured(watch: Watch) -> None:
     norms = {}
     for clip in (1e-3, None):
         watch.norms.clear()
-        fine_tune(fresh(), random_blocks(4), replace(SETTINGS, clip=clip), seed=1)
+        fine_tune(fresh(), random_sequences(4), replace(SETTINGS, clip=clip), seed=1)
         norms[clip] = watch.norms[0]
     assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2)
     assert norms[None] is not None
@@ -242,11 +243,11 @@ def test_the_loss_falls_on_what_can_be_learnt(family: str) -> None:
 
 
 def test_the_first_reported_loss_is_that_of_the_untouched_model() -> None:
-    model, blocks = fresh(), random_blocks(6)
+    model, sequences = fresh(), random_sequences(6)
     with torch.no_grad():
-        ids = blocks.long()
+        ids = sequences.long()
         wanted = model.eval()(ids, labels=ids).loss.item()
-    history = fine_tune(model, blocks, replace(SETTINGS, batch_size=6), seed=1)
+    history = fine_tune(model, sequences, replace(SETTINGS, batch_size=6), seed=1)
     assert history[0]["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
@@ -256,12 +257,12 @@ def test_an_objective_is_what_is_trained_on(tiny_model: MakeModel) -> None:
         ObjectiveSettings(next_token=0.0, kl=1.0, hidden=0.0, temperature=1.0), teacher
     )
     kept = {name: value.clone() for name, value in teacher.state_dict().items()}
-    blocks = random_blocks(6)
+    sequences = random_sequences(6)
     with torch.no_grad():
-        wanted = objective(student.eval(), {"input_ids": blocks.long()}).item()
+        wanted = objective(student.eval(), {"input_ids": sequences.long()}).item()
     history = fine_tune(
         student,
-        blocks,
+        sequences,
         replace(SETTINGS, batch_size=6),
         seed=1,
         compact=[student],
@@ -295,7 +296,7 @@ def test_parameters_may_be_grouped_as_the_published_code_does(tiny_model: MakeMo
     model, block = replace_block(tiny_model("gpt2", blocks=11, width=16), 1, SIZES, "paper", 1)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     history = fine_tune(
-        model, random_blocks(4), SETTINGS, seed=1, compact=[block], grouping=published_groups
+        model, random_sequences(4), SETTINGS, seed=1, compact=[block], grouping=published_groups
     )
     assert history[0]["learning_rate"] == 1e-4
     for name, parameter in model.named_parameters():
@@ -308,11 +309,16 @@ def test_parameters_may_be_grouped_as_the_published_code_does(tiny_model: MakeMo
 def test_a_step_is_announced_before_its_batch_is_seen(watch: Watch) -> None:
     calls = []
 
-    def on_update(step: int, total: int) -> None:
-        calls.append((step, total, len(watch.seen), len(watch.rates)))
+    def on_update(update: int, total: int) -> None:
+        calls.append((update, total, len(watch.seen), len(watch.rates)))
 
     fine_tune(
-        fresh(), random_blocks(10), SETTINGS, seed=1, objective=watch.objective, on_update=on_update
+        fresh(),
+        random_sequences(10),
+        SETTINGS,
+        seed=1,
+        objective=watch.objective,
+        on_update=on_update,
     )
     assert calls == [(0, 3, 0, 0), (1, 3, 1, 1), (2, 3, 2, 2)]
 
@@ -330,7 +336,7 @@ def hand_count(model: PreTrainedModel, length: int) -> int:
 
 def test_flops_are_those_counted_by_hand() -> None:
     model = fresh()
-    history = fine_tune(model, random_blocks(10), replace(SETTINGS, epochs=2), seed=1)
+    history = fine_tune(model, random_sequences(10), replace(SETTINGS, epochs=2), seed=1)
     # The backward pass costs twice the forward one; the batches have 4, 4 and 2 sequences.
     wanted = 3 * hand_count(model, 10)
     assert [row["flops"] for row in history] == [wanted * n for n in (4, 8, 10, 14, 18, 20)]
@@ -339,9 +345,8 @@ def test_flops_are_those_counted_by_hand() -> None:
 
 def test_the_teachers_forward_pass_is_counted(tiny_model: MakeModel) -> None:
     model, teacher = fresh(), tiny_model("gpt2")
-    weights = {"next_token": 0.5, "kl": 0.5, "temperature": 1.0, "hidden": 0.0}
-    objective = Mixture(weights, teacher)  # type: ignore[arg-type]
-    history = fine_tune(model, random_blocks(4), SETTINGS, seed=1, objective=objective)
+    objective = Mixture(ObjectiveSettings(next_token=0.5, kl=0.5), teacher)
+    history = fine_tune(model, random_sequences(4), SETTINGS, seed=1, objective=objective)
     assert history[0]["flops"] == 4 * (3 * hand_count(model, 10) + hand_count(teacher, 10))
 
 
@@ -354,12 +359,12 @@ def test_flops_are_counted_once_for_each_variant_of_the_model(watch: Watch) -> N
 
     variant: list[bool] = []
 
-    def on_update(step: int, total: int) -> bool:
-        variant.append(step % 2 == 1)
+    def on_update(update: int, total: int) -> bool:
+        variant.append(update % 2 == 1)
         return variant[-1]
 
     history = fine_tune(
-        model, random_blocks(16), SETTINGS, seed=1, objective=longer, on_update=on_update
+        model, random_sequences(16), SETTINGS, seed=1, objective=longer, on_update=on_update
     )
     one = 4 * 3 * hand_count(model, 10)
     assert [row["flops"] for row in history] == [one, 3 * one, 4 * one, 6 * one]
@@ -377,7 +382,7 @@ def test_counting_changes_no_bit_of_the_result(
         model = fresh(family, dropout=0.2)
         settings = replace(SETTINGS, precision=precision)
         history = fine_tune(
-            model, random_blocks(10), settings, seed=3, on_update=lambda step, _: step
+            model, random_sequences(10), settings, seed=3, on_update=lambda update, _: update
         )
         rows.append([row | {"flops": 0} for row in history])
         weights.append({k: v.clone() for k, v in model.state_dict().items()})
@@ -421,7 +426,7 @@ def test_phases_are_joined_with_running_totals() -> None:
 
 def test_autocast_keeps_the_weights_in_full_precision() -> None:
     model = fresh()
-    history = fine_tune(model, random_blocks(4), replace(SETTINGS, precision="bfloat16"), seed=1)
+    history = fine_tune(model, random_sequences(4), replace(SETTINGS, precision="bfloat16"), seed=1)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert history[0]["loss"] == pytest.approx(torch.tensor(VOCABULARY).log().item(), rel=0.05)
 
@@ -429,14 +434,14 @@ def test_autocast_keeps_the_weights_in_full_precision() -> None:
 def test_a_run_leaves_the_models_config_alone() -> None:
     model = fresh()
     before = model.config.to_dict()
-    fine_tune(model, random_blocks(4), SETTINGS, seed=1)
+    fine_tune(model, random_sequences(4), SETTINGS, seed=1)
     assert model.config.to_dict() == before
 
 
 def test_the_largest_seed_of_a_config_times_a_thousand_works() -> None:
     largest = (2**31 - 1) * 1000 + 99
     losses = [
-        [line["loss"] for line in fine_tune(fresh(), random_blocks(2), SETTINGS, seed=largest)]
+        [line["loss"] for line in fine_tune(fresh(), random_sequences(2), SETTINGS, seed=largest)]
         for _ in range(2)
     ]
     assert losses[0] == losses[1] != []
@@ -445,21 +450,21 @@ def test_the_largest_seed_of_a_config_times_a_thousand_works() -> None:
 
 def test_sequences_longer_than_the_model_takes_are_a_users_mistake() -> None:
     with pytest.raises(UserError, match=r"takes 48 positions.* have 49; lower corpus"):
-        fine_tune(fresh(), random_blocks(2, length=49), SETTINGS, seed=1)
+        fine_tune(fresh(), random_sequences(2, length=49), SETTINGS, seed=1)
 
 
 def test_nothing_is_left_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    fine_tune(fresh(), random_blocks(2), SETTINGS, seed=1)
+    fine_tune(fresh(), random_sequences(2), SETTINGS, seed=1)
     assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
 def test_tokens_come_as_long_integers() -> None:
-    data = TokenSequences(random_blocks(3))
+    data = TokenSequences(random_sequences(3))
     assert len(data) == 3
     assert data[1]["input_ids"].dtype == torch.int64
-    assert data[1]["input_ids"].tolist() == random_blocks(3)[1].tolist()
+    assert data[1]["input_ids"].tolist() == random_sequences(3)[1].tolist()
 
 
 def test_a_history_is_written_one_row_a_line(tmp_path: Path) -> None:
@@ -480,7 +485,7 @@ def test_a_run_that_diverges_is_a_users_mistake_and_no_perfect_result() -> None:
     with pytest.raises(
         UserError, match=r"step \d+ of 10: the loss is nan.*lower its learning_rate"
     ):
-        fine_tune(fresh(), random_blocks(40), SETTINGS, seed=1, objective=objective)
+        fine_tune(fresh(), random_sequences(40), SETTINGS, seed=1, objective=objective)
 
 
 def test_weights_that_are_no_numbers_are_not_handed_on() -> None:
@@ -490,4 +495,4 @@ def test_weights_that_are_no_numbers_are_not_handed_on() -> None:
         return loop.next_token_loss(model, inputs) + extra
 
     with pytest.raises(UserError, match="the weights are no numbers"):
-        fine_tune(fresh(), random_blocks(4), SETTINGS, seed=1, objective=objective)
+        fine_tune(fresh(), random_sequences(4), SETTINGS, seed=1, objective=objective)

@@ -15,12 +15,14 @@ from iskd.models import replace_block
 from iskd.settings import ObjectiveSettings
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import Mixture
-from tests.unit.test_fine_tune import FAMILIES, SETTINGS, SIZES, fresh, random_blocks
+from tests.unit.test_fine_tune import FAMILIES, SETTINGS, SIZES, fresh, random_sequences
 
 
 def trained(family: str = "gpt2", **how: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
     model, block = replace_block(fresh(family), 1, SIZES, "paper", seed=1)
-    history = fine_tune(model, random_blocks(10), replace(SETTINGS, **how), seed=3, compact=[block])
+    history = fine_tune(
+        model, random_sequences(10), replace(SETTINGS, **how), seed=3, compact=[block]
+    )
     assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     return model.state_dict(), history
 
@@ -59,7 +61,7 @@ def test_micro_batches_add_up_to_the_batchs_gradient() -> None:
         handle = register_optimizer_step_pre_hook(noted)
         fine_tune(
             fresh(),
-            random_blocks(8),
+            random_sequences(8),
             replace(settings, micro_batch=size),
             seed=1,
             objective=objective,
@@ -86,13 +88,13 @@ def test_checkpointing_goes_with_a_teacher_and_dropout() -> None:
         model = fresh(dropout=0.2)
         objective = Mixture(spec, fresh())
         settings = replace(SETTINGS, checkpointing=checkpointing)
-        fine_tune(model, random_blocks(8), settings, seed=1, objective=objective)
+        fine_tune(model, random_sequences(8), settings, seed=1, objective=objective)
         found.append(model.state_dict())
     assert all(torch.equal(weight, found[1][name]) for name, weight in found[0].items())
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ({}, "full with 4 sequences at once; set micro_batch to less than 4"),
         ({"micro_batch": 2}, "full with 2 sequences at once; set micro_batch to less"),
@@ -100,19 +102,21 @@ def test_checkpointing_goes_with_a_teacher_and_dropout() -> None:
         ({"micro_batch": 1, "checkpointing": True}, "at once; train on several GPUs"),
     ],
 )
-def test_full_memory_is_told_with_what_takes_less(how: dict[str, Any], told: str) -> None:
-    asked = 0
+def test_full_memory_is_reported_with_what_takes_less(how: dict[str, Any], message: str) -> None:
+    calls = 0
 
     def objective(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        nonlocal asked
-        asked += 1
-        if asked > 1:  # the first is the throw-away pass
+        nonlocal calls
+        calls += 1
+        if calls > 1:  # the first is the throw-away pass
             raise torch.OutOfMemoryError
         loss: torch.Tensor = model(input_ids=batch["input_ids"]).logits.mean()
         return loss
 
-    with pytest.raises(UserError, match=re.escape(told)):
-        fine_tune(fresh(), random_blocks(8), replace(SETTINGS, **how), seed=1, objective=objective)
+    with pytest.raises(UserError, match=re.escape(message)):
+        fine_tune(
+            fresh(), random_sequences(8), replace(SETTINGS, **how), seed=1, objective=objective
+        )
 
 
 @pytest.mark.slow
@@ -125,7 +129,7 @@ def test_a_compiled_model_learns_the_same() -> None:
         objective = Mixture(spec, fresh())
         settings = replace(SETTINGS, compile=compiled, micro_batch=2)
         history = fine_tune(
-            model, random_blocks(10), settings, seed=1, objective=objective, compact=[block]
+            model, random_sequences(10), settings, seed=1, objective=objective, compact=[block]
         )
         found.append((model.state_dict(), history[-1]["flops"], [row["loss"] for row in history]))
     (plain, flops, losses), (fast, others, other) = found
@@ -147,7 +151,7 @@ def saved_bytes(model: nn.Module, *, checkpointing: bool) -> int:
         model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(input_ids=random_blocks(4).long(), use_cache=False).logits.sum()
+        model(input_ids=random_sequences(4).long(), use_cache=False).logits.sum()
     return sum(sizes.values())
 
 

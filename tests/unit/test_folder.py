@@ -55,7 +55,7 @@ def test_a_saved_model_is_loaded_as_it_was(
     assert parameter_count(load_config(tmp_path)) == model.num_parameters()
 
 
-def test_a_model_is_loaded_in_the_asked_precision(
+def test_a_model_is_loaded_in_the_requested_precision(
     tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     save_model(tiny_model("gpt2").to(torch.float16), tokenizer, tmp_path)
@@ -104,7 +104,7 @@ def test_a_compressed_model_keeps_its_teachers_number_format(
         assert torch.equal(value.cpu(), trained[name].bfloat16().float()), name
 
 
-def test_another_precision_may_be_asked_for(
+def test_another_precision_may_be_requested(
     tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     save_model(tiny_model("llama"), tokenizer, tmp_path / "teacher")

@@ -92,7 +92,7 @@ def test_a_model_in_half_precision_keeps_its_products(tiny_model: MakeModel) -> 
 
 
 @torch.no_grad()
-def test_large_inputs_are_told_as_exactly(tiny_model: MakeModel) -> None:
+def test_large_inputs_are_computed_as_exactly(tiny_model: MakeModel) -> None:
     model = tiny_model("gpt2").eval()
     mlp = model.transformer.h[0].mlp
     hidden = 100 * torch.randn(3, 5, mlp.c_fc.weight.shape[0])

@@ -66,9 +66,9 @@ def test_greedy_continuations_and_their_loss_by_hand(
         with torch.no_grad():
             for _ in range(9):
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            told = teacher(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            expected = teacher(torch.tensor([ids])).logits[0].double().log_softmax(-1)
         assert sample["tokens"] == ids[6:]
-        losses = [-float(told[i - 1, ids[i]]) for i in range(6, 15)]
+        losses = [-float(expected[i - 1, ids[i]]) for i in range(6, 15)]
         assert sample["teacher_loss"] == pytest.approx(sum(losses) / 9, rel=1e-5)
         assert sample["prompt"] == tokenizer.decode(prompt)
 
@@ -93,12 +93,12 @@ def test_distinct_n_by_hand() -> None:
 
 
 def test_prompts_are_beginnings_drawn_by_seed() -> None:
-    blocks = torch.arange(60).reshape(10, 6)
-    drawn = draw_prompts(blocks, 4, 3, 1)
+    sequences = torch.arange(60).reshape(10, 6)
+    drawn = draw_prompts(sequences, 4, 3, 1)
     assert drawn.shape == (4, 3)
     assert {int(row[0]) % 6 for row in drawn} == {0}
-    assert not torch.equal(drawn, draw_prompts(blocks, 4, 3, 2))
-    assert len(draw_prompts(blocks, 99, 3, 1)) == 10
+    assert not torch.equal(drawn, draw_prompts(sequences, 4, 3, 2))
+    assert len(draw_prompts(sequences, 99, 3, 1)) == 10
 
 
 def test_a_page_shows_text_and_not_markup() -> None:

@@ -33,7 +33,7 @@ def file(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFa
     return path
 
 
-def test_the_header_tells_architecture_blocks_and_types(file: Path) -> None:
+def test_the_header_gives_architecture_blocks_and_types(file: Path) -> None:
     header = read_header(file)
     assert (header.architecture, header.blocks) == ("llama", 2)
     assert header.types == {"Q4_1": 15, "F32": 5}
@@ -84,7 +84,7 @@ def test_an_architecture_that_the_library_cannot_read_is_refused(
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_short_is_no_gguf_file(share: float, file: Path) -> None:
     content = file.read_bytes()
-    # What is behind the place of the last tensor, here the final norm, is not asked for.
+    # What is behind the place of the last tensor, here the final norm, is not read.
     length = round(share * (len(content) - 4 * 64 - 64))
     cut = file.with_name("cut.gguf")
     cut.write_bytes(content[:length])

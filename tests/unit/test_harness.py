@@ -272,7 +272,7 @@ def test_one_row_has_no_standard_error(
     assert (one.metrics["acc"].stderr, one.metrics["acc"].n) == (None, 1)
 
 
-def test_long_contexts_lose_their_left_and_it_is_told_once(
+def test_long_contexts_lose_their_left_and_it_is_logged_once(
     tokenizer: Any, rows_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.manual_seed(5)
@@ -465,17 +465,17 @@ def test_tokens_made_ahead_are_lm_evals_own(
         ("fox hen", " kettle"),
     ]
     kinds = {"request_type": "loglikelihood", "doc": {}}
-    asked = [Instance(**kinds, arguments=pair, idx=n) for n, pair in enumerate(pairs)]
+    instances = [Instance(**kinds, arguments=pair, idx=n) for n, pair in enumerate(pairs)]
     found: list[Any] = []
     monkeypatch.setattr(
         HFLM, "_loglikelihood_tokens", lambda _, requests, **_named: found.append(requests)
     )
-    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2).loglikelihood(asked, True)
+    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2).loglikelihood(instances, True)
     lm = ScoringLM(model, tokenizer, 2)
     monkeypatch.setattr(
         ScoringLM, "_loglikelihood_tokens", lambda _, requests, **_named: found.append(requests)
     )
-    lm.loglikelihood(asked, True)
+    lm.loglikelihood(instances, True)
     assert found[0] == found[1]
     # Nothing is kept for what comes afterwards.
     assert lm._known is None

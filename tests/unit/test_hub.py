@@ -22,15 +22,15 @@ class Newest:
     """Answer like the hub, with another commit every time, and count the questions."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
 
     def __call__(self, repo: str, kind: RepoKind) -> str:
-        self.asked.append((repo, kind))
-        return f"{len(self.asked):040x}"
+        self.requests.append((repo, kind))
+        return f"{len(self.requests):040x}"
 
 
 def never(repo: str, kind: RepoKind) -> str:
-    raise AssertionError("the hub was asked")
+    raise AssertionError("the hub was queried")
 
 
 def test_the_config_decides_first_and_leaves_the_lock_alone(tmp_path: Path) -> None:
@@ -47,14 +47,14 @@ def test_the_lock_decides_second(tmp_path: Path) -> None:
     assert lock.read_bytes() == before
 
 
-def test_the_newest_is_asked_for_once_and_locked(tmp_path: Path) -> None:
+def test_the_newest_is_looked_up_once_and_locked(tmp_path: Path) -> None:
     lock, newest = tmp_path / "results" / "hub.lock.json", Newest()
     first = locked_revision("z/z", "dataset", None, lock, newest)
     again = locked_revision("z/z", "dataset", None, lock, newest)
     other = locked_revision("z/z", "model", None, lock, newest)
     locked_revision("a", "model", None, lock, newest)
     assert first == again != other
-    assert newest.asked == [("z/z", "dataset"), ("z/z", "model"), ("a", "model")]
+    assert newest.requests == [("z/z", "dataset"), ("z/z", "model"), ("a", "model")]
     known = json.loads(lock.read_text())
     assert known == {"dataset:z/z": first, "model:z/z": other, "model:a": f"{3:040x}"}
     assert lock.read_text() == canonical_json(known)
@@ -69,7 +69,7 @@ def test_many_threads_ask_once(tmp_path: Path) -> None:
             for i in range(24)
         ]
     found = [job.result() for job in jobs]
-    assert len(newest.asked) == 3
+    assert len(newest.requests) == 3
     assert all(found[i] == found[i % 3] for i in range(24))
     assert len(json.loads(lock.read_text())) == 3
 
@@ -108,7 +108,7 @@ def test_a_broken_lock_is_a_users_mistake(content: str, tmp_path: Path) -> None:
     assert lock.read_text() == content
 
 
-def test_a_hub_that_cannot_be_asked_locks_nothing(
+def test_a_hub_that_cannot_be_reached_locks_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport_error = hub._HUB_ERRORS[1]
@@ -133,7 +133,7 @@ def test_a_hub_that_cannot_be_asked_locks_nothing(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_what_goes_wrong_while_fetching_is_said_in_one_line(
+def test_what_goes_wrong_while_fetching_is_reported_in_one_line(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def snapshot_download(*_: Any, **__: Any) -> None:
@@ -142,10 +142,10 @@ def test_what_goes_wrong_while_fetching_is_said_in_one_line(
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
     with pytest.raises(UserError) as caught:
         fetch_model("a/b", COMMIT, tmp_path)
-    said = str(caught.value)
-    assert said.startswith(f"a/b could not be fetched ({type(error).__name__}")
-    assert "Longer story" not in said
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"a/b could not be fetched ({type(error).__name__}")
+    assert "Longer story" not in message
+    assert "\n" not in message
 
 
 def test_a_bug_is_not_taken_for_a_users_mistake(
@@ -163,10 +163,10 @@ def test_a_bug_is_not_taken_for_a_users_mistake(
 def test_a_model_must_have_weights_in_safetensors(
     files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
 
     def snapshot_download(repo: str, **options: Any) -> None:
-        asked.update(options, repo=repo)
+        passed.update(options, repo=repo)
         for name in files:
             (tmp_path / name).touch()
 
@@ -176,28 +176,28 @@ def test_a_model_must_have_weights_in_safetensors(
     else:
         with pytest.raises(UserError, match="no weights in safetensors"):
             fetch_model("a/b", COMMIT, tmp_path)
-    assert (asked["repo"], asked["revision"], asked["local_dir"]) == ("a/b", COMMIT, tmp_path)
+    assert (passed["repo"], passed["revision"], passed["local_dir"]) == ("a/b", COMMIT, tmp_path)
     assert not any(
         Path(f"x{ending}").match(pattern)
         for ending in (".bin", ".pt", ".pkl", ".py", ".msgpack", ".h5")
-        for pattern in asked["allow_patterns"]
+        for pattern in passed["allow_patterns"]
     )
 
 
 def test_rows_are_read_from_the_front_at_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    asked: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
 
     def load_dataset(*arguments: Any, **options: Any) -> Any:
-        asked.update(options, arguments=arguments)
+        passed.update(options, arguments=arguments)
         return ({"text": str(i)} for i in range(5))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert [r["text"] for r in fetch_rows("a/b", "CN", "test", COMMIT, 2)] == ["0", "1"]
     assert len(list(fetch_rows("a/b", None, "test", COMMIT, None))) == 5
-    assert asked["arguments"] == ("a/b", None)
-    assert (asked["split"], asked["revision"], asked["streaming"]) == ("test", COMMIT, True)
+    assert passed["arguments"] == ("a/b", None)
+    assert (passed["split"], passed["revision"], passed["streaming"]) == ("test", COMMIT, True)
 
 
 def test_rows_that_break_off_are_a_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

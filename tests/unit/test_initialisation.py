@@ -52,7 +52,7 @@ def test_a_block_that_is_called_as_it_was_gives_what_it_gave(
         assert torch.equal(call(block, calls[index]), calls[index].output)
     assert torch.equal(calls[0].output, calls[1].hidden)
     assert torch.equal(calls[1].output, calls[2].hidden)
-    # Nothing goes on listening.
+    # No hook is left.
     assert set(block_calls(model, [1], IDS[:2])) == {1}
     assert model(IDS[:2]).logits.shape == (2, 16, VOCABULARY)
 

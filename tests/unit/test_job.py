@@ -96,7 +96,7 @@ FOLDER = Path("results/make")
 def test_a_job_publishes_what_its_script_wrote() -> None:
     work(rule())
     manifest = read_manifest(FOLDER)
-    assert manifest.asked == {
+    assert manifest.request == {
         "rule": "make",
         "wildcards": {"teacher": "toy"},
         "parameters": {"spec": {"size": 1}},
@@ -117,7 +117,7 @@ def test_a_job_publishes_what_its_script_wrote() -> None:
     assert sorted(os.listdir("results")) == ["logs", "make"]  # noqa: PTH208
 
 
-def test_neither_a_modules_prefix_nor_its_name_for_the_rule_is_told(
+def test_neither_a_modules_prefix_nor_its_name_for_the_rule_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tmp_path / "scripts"
@@ -129,19 +129,19 @@ def test_neither_a_modules_prefix_nor_its_name_for_the_rule_is_told(
     (top / "results/s/read").mkdir(parents=True)
     (top / "results/s/read/rows.jsonl").write_text("row")
     Path("local.txt").write_text("text")
-    asked = rule(
+    call = rule(
         {"a": f"{top}/results/s/make/a.txt"},
         inputs={"rows": f"{top}/results/s/read/rows.jsonl", "local": "local.txt"},
     )
-    asked.rule = "iskd_make"
-    asked.output.named["manifest"] = f"{top}/results/s/make/manifest.json"
-    asked.output[:] = asked.output.named.values()
-    with run_rule(asked) as job:
+    call.rule = "iskd_make"
+    call.output.named["manifest"] = f"{top}/results/s/make/manifest.json"
+    call.output[:] = call.output.named.values()
+    with run_rule(call) as job:
         assert job.top == top
         (job.out / "a.txt").touch()
-    told = read_manifest(top / "results/s/make").asked
-    assert told["rule"] == "make"
-    assert set(told["inputs"]) == {"results/s/read/rows.jsonl", "local.txt"}
+    request = read_manifest(top / "results/s/make").request
+    assert request["rule"] == "make"
+    assert set(request["inputs"]) == {"results/s/read/rows.jsonl", "local.txt"}
 
 
 def test_another_library_than_the_one_beside_the_script_is_refused(
@@ -267,12 +267,12 @@ def test_an_output_outside_of_the_folder_gets_its_copy() -> None:
 
 def test_what_a_job_that_ran_on_has_published_is_not_made_again() -> None:
     """Its Snakemake was killed, the next one's job comes when it has just ended."""
-    asked = rule({"a": "results/make/a.txt", "copy": "results/a.txt"})
-    work(asked)
+    call = rule({"a": "results/make/a.txt", "copy": "results/a.txt"})
+    work(call)
     before = (FOLDER / RUN).read_bytes()
     Path("results/a.txt").unlink()
     with pytest.raises(SystemExit) as ended:
-        work(asked, "never written")
+        work(call, "never written")
     assert ended.value.code == 0
     assert (FOLDER / RUN).read_bytes() == before
     assert Path("results/a.txt").read_text() == "text"
@@ -291,13 +291,13 @@ def test_what_is_not_just_this_artifact_whole_is_made_again(damage: str) -> None
 
 
 def test_a_further_attempt_at_what_failed_by_its_own_fault_is_not_made() -> None:
-    asked = rule()
-    asked.resources = {"attempt": 1}
+    call = rule()
+    call.resources = {"attempt": 1}
     with pytest.raises(SystemExit, match="too short"):
-        fail(UserError("corpus: too short"), asked)
-    asked.resources = {"attempt": 2}
+        fail(UserError("corpus: too short"), call)
+    call.resources = {"attempt": 2}
     with pytest.raises(SystemExit, match=r"too short \(attempt 2 is not made"):
-        work(asked)
+        work(call)
     assert not FOLDER.exists()
 
 
@@ -331,7 +331,7 @@ def test_the_manifest_shows_what_is_different(part: str, change: dict[str, Any])
     Path("raw.jsonl").write_text(change.get("input", "raw"))
     work(rule(inputs=inputs, **change.get("params", {})), change.get("content", "text"))
     after = read_manifest(FOLDER)
-    flat = [{**m.asked, "files": m.files} for m in (before, after)]
+    flat = [{**m.request, "files": m.files} for m in (before, after)]
     assert [key for key in flat[0] if flat[0][key] != flat[1][key]] == [part]
 
 
@@ -346,7 +346,7 @@ def test_inputs_are_named_by_manifest_or_by_raw_file() -> None:
         "texts": ["raw/a.jsonl"],
     }
     work(rule(inputs=inputs))
-    digests = read_manifest(FOLDER).asked["inputs"]
+    digests = read_manifest(FOLDER).request["inputs"]
     assert digests == {
         "made/manifest.json": {
             "sha256": file_digest(made / MANIFEST),
@@ -364,7 +364,7 @@ def test_files_outside_of_the_working_folder_are_named_without_their_place(
         path.parent.mkdir(parents=True)
         path.write_text(path.parent.name)
     work(rule(inputs={"texts": [str(path) for path in names]}))
-    digests = read_manifest(FOLDER).asked["inputs"]
+    digests = read_manifest(FOLDER).request["inputs"]
     # Three files of one name: none may hide another.
     assert list(digests.values()) == [{"sha256": file_digest(path)} for path in names]
     assert set(digests) == {"x.jsonl", "x.jsonl #2", "x.jsonl #3"}
@@ -380,7 +380,7 @@ def test_a_rule_without_a_seed_has_none_in_its_manifest() -> None:
     snakemake = rule()
     del snakemake.params.named["seed"]
     work(snakemake)
-    assert read_manifest(FOLDER).asked["seed"] is None
+    assert read_manifest(FOLDER).request["seed"] is None
 
 
 def test_a_parameter_that_json_lacks_is_a_failure_not_a_half_artifact() -> None:

@@ -56,7 +56,7 @@ def test_a_lock_that_says_nothing_has_no_holder(tmp_path: Path, content: str) ->
     assert read_holder(tmp_path / "lock") is None
 
 
-def test_a_process_of_this_host_is_asked(sleeper: "subprocess.Popen[str]") -> None:
+def test_a_process_of_this_host_is_signalled(sleeper: "subprocess.Popen[str]") -> None:
     assert ask_to_stop(holder(sleeper)) == f"process {sleeper.pid}"
     assert sleeper.wait(60) == -signal.SIGTERM
 
@@ -72,27 +72,27 @@ def test_no_other_process_is_hit(sleeper: "subprocess.Popen[str]", change: dict[
 
 
 def fake_scancel(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (folder / "scancel").write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\n')
+    (folder / "scancel").write_text(f'#!/bin/sh\necho "$@" > {folder}/cancelled\n')
     (folder / "scancel").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    return folder / "asked"
+    return folder / "cancelled"
 
 
 def test_a_slurm_job_is_cancelled(
     sleeper: "subprocess.Popen[str]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = fake_scancel(tmp_path, monkeypatch)
+    cancelled = fake_scancel(tmp_path, monkeypatch)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert ask_to_stop(holder(sleeper, slurm_job="7")) == "SLURM job 7"
-    assert asked.read_text() == "7\n"
+    assert cancelled.read_text() == "7\n"
 
 
 @pytest.mark.parametrize("job", ["8", "7; rm -r x", "--help"])
 def test_neither_this_very_job_nor_what_is_no_job_is_cancelled(
     sleeper: "subprocess.Popen[str]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
 ) -> None:
-    asked = fake_scancel(tmp_path, monkeypatch)
+    cancelled = fake_scancel(tmp_path, monkeypatch)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert ask_to_stop(holder(sleeper, slurm_job=job)) is None
-    assert not asked.exists()
+    assert not cancelled.exists()
     assert sleeper.poll() is None

@@ -1,4 +1,4 @@
-"""What clocks and sensors said, from jobs' reports to one table."""
+"""What clocks and sensors measured, from jobs' reports to one table."""
 
 import json
 import sys
@@ -24,8 +24,8 @@ def job(folder: Path, name: str, **run: Any) -> str:
     place = folder / name
     place.mkdir()
     if run:
-        told = {"seconds": 1.0, "gpus": 0, "threads": 2, "processes": 1} | run
-        (place / "run.json").write_text(json.dumps(told))
+        report = {"seconds": 1.0, "gpus": 0, "threads": 2, "processes": 1} | run
+        (place / "run.json").write_text(json.dumps(report))
     return str(place / "manifest.json")
 
 
@@ -79,17 +79,17 @@ def test_without_a_report_there_is_no_number(tmp_path: Path) -> None:
 
 
 def test_attempts_add_up_over_kills(tmp_path: Path) -> None:
-    asked = {"rule": "train", "seed": 1}
-    first = Ledger(tmp_path, asked, lambda: Spent(10.0, 3.0))
+    request = {"rule": "train", "seed": 1}
+    first = Ledger(tmp_path, request, lambda: Spent(10.0, 3.0))
     first.note()
-    first.note()  # a later state of the same attempt replaces what it said before
-    second = Ledger(tmp_path, asked, lambda: Spent(4.0, 2.0))
+    first.note()  # a later state of the same attempt replaces what it noted before
+    second = Ledger(tmp_path, request, lambda: Spent(4.0, 2.0))
     second.note()
-    third = Ledger(tmp_path, asked, lambda: Spent(1.0, 1.0))
+    third = Ledger(tmp_path, request, lambda: Spent(1.0, 1.0))
     assert third.in_all(Spent(1.5, 1.0)) == Spent(15.5, 6.0)
     # What one attempt does not know, nobody can add.
     assert third.in_all(Spent(1.5, None)) == Spent(15.5, None)
-    other = Ledger(tmp_path, asked | {"seed": 2}, lambda: Spent(0.0, None))
+    other = Ledger(tmp_path, request | {"seed": 2}, lambda: Spent(0.0, None))
     assert other.in_all(Spent(2.0, 1.0)) == Spent(2.0, 1.0)
 
 
@@ -158,7 +158,7 @@ def test_a_counter_that_started_again_unseen_is_looked_at_in_between(tmp_path: P
 
 
 @pytest.mark.usefixtures("no_gpus")
-def test_without_a_counter_nothing_is_said(tmp_path: Path) -> None:
+def test_without_a_counter_nothing_is_reported(tmp_path: Path) -> None:
     assert EnergyMeter(tmp_path / "none").read().joules is None
     zone = package(tmp_path, "intel-rapl:0", 5)
     meter = EnergyMeter(tmp_path, look=1000)

@@ -77,9 +77,9 @@ def test_weights_gradients_and_moments_follow_from_the_parameters() -> None:
 def test_checkpointing_keeps_less_and_a_teacher_takes_more() -> None:
     plain = plan_memory(GPT2, 8, 100)
     assert plan_memory(GPT2, 8, 100, checkpointing=True).activations < 0.7 * plain.activations
-    listened = plan_memory(GPT2, 8, 100, teacher=GPT2, teacher_precision="bfloat16")
+    with_teacher = plan_memory(GPT2, 8, 100, teacher=GPT2, teacher_precision="bfloat16")
     logits = 8 * 100 * 400
-    assert listened.teacher == plain.weights // 2 + 2 * logits + 4 * logits
+    assert with_teacher.teacher == plain.weights // 2 + 2 * logits + 4 * logits
 
 
 @settings(deadline=None, max_examples=50)
@@ -122,9 +122,9 @@ def test_the_commands_mistakes_are_one_line(
     for broken in ("{", '{"model_type": "no such thing"}'):
         (tmp_path / "config.json").write_text(broken)
         assert main(["memory", str(tmp_path), "--length", "8"]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"{tmp_path}: config.json cannot be read")
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"{tmp_path}: config.json cannot be read")
+        assert message.count("\n") == 1
     GPT2.save_pretrained(tmp_path)
     assert main(["memory", str(tmp_path), "--length", "129"]) == 2
     assert capsys.readouterr().err == f"--length 129: {tmp_path} takes 1 to 128 tokens\n"

@@ -224,26 +224,26 @@ def test_cached_and_uncached_generation_give_the_same_tokens(
     ids, mask = ids_of(3, 7), torch.ones(3, 7, dtype=torch.long)
     mask[0, :4] = 0
     mask[1, :1] = 0
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "attention_mask": mask,
         "max_new_tokens": 12,
         "do_sample": False,
         "pad_token_id": 0,
         "eos_token_id": None,
     }
-    plain = model.generate(ids, use_cache=False, **asked)
+    plain = model.generate(ids, use_cache=False, **options)
     kept = {
         "dynamic": lambda: DynamicCache(config=model.config),
         "lazy": DynamicCache,
         "static": lambda: StaticCache(config=model.config, max_cache_len=32),
     }[cache]()
-    assert torch.equal(model.generate(ids, past_key_values=kept, **asked), plain)
+    assert torch.equal(model.generate(ids, past_key_values=kept, **options), plain)
     assert kept.get_seq_length() == 7 + 12 - 1
-    assert torch.equal(model.generate(ids, **asked), plain)
+    assert torch.equal(model.generate(ids, **options), plain)
 
 
 def test_beams_reorder_every_slot_of_the_cache(model: PreTrainedModel) -> None:
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "max_new_tokens": 10,
         "num_beams": 3,
         "do_sample": False,
@@ -251,7 +251,7 @@ def test_beams_reorder_every_slot_of_the_cache(model: PreTrainedModel) -> None:
         "eos_token_id": None,
     }
     ids = ids_of(2, 5)
-    cached, plain = (model.generate(ids, use_cache=use, **asked) for use in (True, False))
+    cached, plain = (model.generate(ids, use_cache=use, **options) for use in (True, False))
     assert torch.equal(cached, plain)
 
 

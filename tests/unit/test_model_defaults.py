@@ -68,7 +68,7 @@ def test_the_ends_of_a_model_go_last(blocks: int) -> None:
         ({}, 10),
     ],
 )
-def test_a_folder_tells_all(here: Path, compact: dict[str, float], steps: int) -> None:
+def test_a_folder_gives_all_defaults(here: Path, compact: dict[str, float], steps: int) -> None:
     found = complete(folder(compact=compact), "f", no_lock, ask=False)
     teacher = load_study(found, "f").teachers["model"]
     assert isinstance(teacher, FolderTeacher)
@@ -91,11 +91,11 @@ def test_an_order_that_is_no_list_leaves_the_number_of_steps_to_the_reduction(
 
 
 def test_what_is_given_stays() -> None:
-    asked = folder(family="gpt2", blocks=4, order=[3, 1], files=["config.json"])
-    assert complete(asked, "f", no_lock, ask=False) == asked
+    section = folder(family="gpt2", blocks=4, order=[3, 1], files=["config.json"])
+    assert complete(section, "f", no_lock, ask=False) == section
 
 
-def test_what_is_given_is_not_asked_for(here: Path) -> None:
+def test_what_is_given_is_not_looked_up(here: Path) -> None:
     (here / "config.json").write_text(json.dumps({"model_type": "llama"}))
     found = complete(folder(blocks=4), "f", no_lock, ask=False)
     assert found["teachers"]["model"]["family"] == "llama"
@@ -112,7 +112,7 @@ def test_half_of_the_blocks_are_replaced_as_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("config", "message"),
     [
         ({"model_type": "bloom", "n_layer": 3}, "f: teachers.model: the model's architecture"),
         ({"model_type": "llama"}, "f: teachers.model: the model's config.json does not tell"),
@@ -121,15 +121,15 @@ def test_half_of_the_blocks_are_replaced_as_in_the_paper() -> None:
         (None, "config.json is not there; put a model there"),
     ],
 )
-def test_models_that_will_not_do(here: Path, told: Any, said: str) -> None:
+def test_models_that_will_not_do(here: Path, config: Any, message: str) -> None:
     file = here / "config.json"
-    if told is None:
+    if config is None:
         file.unlink()
     else:
-        file.write_text(told if isinstance(told, str) else json.dumps(told))
+        file.write_text(config if isinstance(config, str) else json.dumps(config))
     with pytest.raises(UserError) as caught:
         complete(folder(), "f", no_lock, ask=False)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -147,18 +147,18 @@ def test_a_wrong_study_asks_nobody(study: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["../my-model", "/etc", 3, None, ""])
-def test_a_wrong_name_is_for_the_schema_to_tell(here: Path, name: Any) -> None:
+def test_a_wrong_name_is_left_to_the_schema(here: Path, name: Any) -> None:
     raw = complete(config(source="folder", folder=name), "f", no_lock, ask=False)
     with pytest.raises(UserError, match=r"f: teachers\.model\.folder: "):
         load_study(raw, "f")
     assert here.is_dir()
 
 
-def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, asked = tmp_path / "hub.lock.json", []
+def test_the_hub_is_queried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, fetched = tmp_path / "hub.lock.json", []
 
     def fetch(repo: str, name: str, *, revision: str, local_dir: str) -> str:
-        asked.append((repo, name, revision))
+        fetched.append((repo, name, revision))
         path = Path(local_dir, name)
         path.write_text(json.dumps({**LLAMA, "hidden_size": 3}))
         return str(path)
@@ -169,13 +169,13 @@ def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         complete(raw, "f", lambda _: lock, ask=False)
     first = complete(raw, "f", lambda _: lock, ask=True)
     assert complete(raw, "f", lambda _: lock, ask=False) == first
-    assert asked == [("a/b", "config.json", COMMIT)]
+    assert fetched == [("a/b", "config.json", COMMIT)]
     teacher = load_study(first, "f").teachers["model"]
     assert isinstance(teacher, HubTeacher)
     assert (teacher.family, teacher.blocks) == ("llama", 10)
 
 
-def test_a_hub_that_cannot_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: Any, **__: Any) -> str:
         raise OSError("no route to host")
 

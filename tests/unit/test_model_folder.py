@@ -146,16 +146,16 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "said"), BAD, ids=lambda v: getattr(v, "__name__", ""))
-def test_a_bad_folder_is_told_in_one_line(
-    model: Path, spoil: Callable[[Path], None], said: str
+@pytest.mark.parametrize(("spoil", "expected"), BAD, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_bad_folder_is_reported_in_one_line(
+    model: Path, spoil: Callable[[Path], None], expected: str
 ) -> None:
     spoil(model)
     with pytest.raises(UserError) as caught:
         check_model_folder(model, "my.yaml: teachers.model.folder")
     message = str(caught.value)
     assert message.startswith("my.yaml: teachers.model.folder: ")
-    assert said in message
+    assert expected in message
     assert "\n" not in message
 
 

@@ -108,7 +108,7 @@ def test_a_term_of_weight_zero_costs_nothing(
         Mixture(spec(next_token=1.0, kl=1.0), teacher)(student, batch)
 
 
-def test_a_teacher_has_nothing_to_tell_itself(pair: Pair, batch: Batch) -> None:
+def test_a_teacher_has_no_divergence_from_itself(pair: Pair, batch: Batch) -> None:
     student, _ = pair
     objective = Mixture(spec(kl=1.0, temperature=2.0), copy.deepcopy(student))
     assert abs(objective(student, batch).item()) < 1e-6
@@ -298,7 +298,7 @@ def test_a_teacher_with_dropout_answers_the_same_each_time(
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_only_if_asked_the_student_gets_a_mask_of_ones(
+def test_only_if_configured_the_student_gets_a_mask_of_ones(
     mask: bool, pair: Pair, batch: Batch
 ) -> None:
     student, teacher = pair

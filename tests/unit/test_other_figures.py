@@ -136,7 +136,7 @@ def test_seeds_that_replaced_different_blocks_name_them_all() -> None:
     assert any("/" in blocks for blocks in frame.loc[frame["arm"] == "iskd", "blocks"])
 
 
-def test_the_order_tells_only_the_arms_that_are_drawn() -> None:
+def test_the_order_shows_only_the_arms_that_are_drawn() -> None:
     names = [f"arm_{number}" for number in range(MOST_PANELS + 1)]
     own = [row for row in make_metrics(steps=2)[0] if row["arm"] in ("teacher", "iskd")]
     rows = [row for row in own if row["arm"] == "teacher"]
@@ -289,13 +289,15 @@ def test_another_process_draws_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", [n for n in FIGURES if n != "training"])
-def test_an_unknown_teacher_is_told(name: str, tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_an_unknown_teacher_is_reported(
+    name: str, tables: tuple[pd.DataFrame, pd.DataFrame]
+) -> None:
     metrics, measurements = (table.assign(teacher="other") for table in tables)
     with pytest.raises(UserError, match="'gpt2'; there are: other"):
         FIGURES[name](metrics, measurements)
 
 
-def test_what_was_not_measured_is_told(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_what_was_not_measured_is_reported(tables: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     metrics, measurements = tables
     with pytest.raises(UserError, match="replaced block after block"):
         order_figure(metrics[metrics["metric"] != "replaced_block"], "gpt2")

@@ -20,9 +20,9 @@ from iskd.data.toyworld.elsewhere import other_stories
 from iskd.errors import UserError
 from iskd.evaluation.heldout import score_sequences, shared_vocabulary
 from iskd.evaluation.losses import heldout_metrics
-from tests.unit.test_heldout import blocks, model
+from tests.unit.test_heldout import model, sequences
 
-__all__ = ["blocks", "model"]
+__all__ = ["model", "sequences"]
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def test_a_sequence_belongs_to_the_story_of_its_middle(
 
 def test_texts_are_drawn_in_their_order_and_empty_ones_left_out() -> None:
     texts = [f"text {i}" if i % 2 else " \n" for i in range(40)]
-    told = [text for text in texts if text.strip()]
-    assert draw_texts(texts, None, 1) == told
+    nonempty = [text for text in texts if text.strip()]
+    assert draw_texts(texts, None, 1) == nonempty
     drawn = draw_texts(texts, 5, 1)
-    assert drawn == sorted(drawn, key=told.index)
+    assert drawn == sorted(drawn, key=nonempty.index)
     assert len(set(drawn)) == 5
     assert drawn != draw_texts(texts, 5, 2)
     with pytest.raises(UserError, match="at least 1"):
@@ -71,9 +71,9 @@ def test_other_words_are_not_the_corpus_own() -> None:
     assert other_stories(3, 20, other_words=True) == other
 
 
-def test_a_model_is_its_own_teachers_equal(model, blocks) -> None:  # type: ignore[no-untyped-def]
+def test_a_model_is_its_own_teachers_equal(model, sequences) -> None:  # type: ignore[no-untyped-def]
     samples = score_sequences(
-        model, blocks, batch_size=3, teacher=model, stories=[0, 0, 1, 1, 2, 3, 4]
+        model, sequences, batch_size=3, teacher=model, stories=[0, 0, 1, 1, 2, 3, 4]
     )
     assert {sample["kl"] for sample in samples} == {0.0}
     assert {sample["agreement"] for sample in samples} == {1.0}
@@ -81,18 +81,18 @@ def test_a_model_is_its_own_teachers_equal(model, blocks) -> None:  # type: igno
     assert (found["loss"].n, found["loss"].clusters) == (7, 5)
 
 
-def test_distance_to_the_teacher_by_hand(model, blocks) -> None:  # type: ignore[no-untyped-def]
+def test_distance_to_the_teacher_by_hand(model, sequences) -> None:  # type: ignore[no-untyped-def]
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(9)
     shape = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.5}
     teacher = GPT2LMHeadModel(GPT2Config(vocab_size=44, **shape)).eval()
     assert shared_vocabulary(model, teacher) == 40
-    samples = score_sequences(model.eval(), blocks, batch_size=4, teacher=teacher)
-    for sample, block in zip(samples, blocks, strict=True):
+    samples = score_sequences(model.eval(), sequences, batch_size=4, teacher=teacher)
+    for sample, sequence in zip(samples, sequences, strict=True):
         with torch.no_grad():
-            p = teacher(block[None]).logits[0, :-1, :40].double().softmax(-1)
-            q = model(block[None]).logits[0, :-1].double().softmax(-1)
+            p = teacher(sequence[None]).logits[0, :-1, :40].double().softmax(-1)
+            q = model(sequence[None]).logits[0, :-1].double().softmax(-1)
         kl = (p * (p.log() - q.log())).sum(-1).mean()
         agree = (p.argmax(-1) == q.argmax(-1)).double().mean()
         assert sample["kl"] == pytest.approx(float(kl), rel=1e-4)

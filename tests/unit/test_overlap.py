@@ -16,7 +16,7 @@ def test_words_are_letters_and_digits_in_lower_case() -> None:
     assert words_of("Don't PANIC, it's 42_!") == ["don", "t", "panic", "it", "s", "42"]
 
 
-def test_an_item_is_what_it_tells_with_its_right_answer() -> None:
+def test_an_item_is_its_text_with_its_right_answer() -> None:
     assert item_text(ROW) == "The hen sat. It rained. A fox ran"
     row = {"ctx_a": "One", "ctx_b": "two", "endings": ["three", "four"], "label": "1"}
     assert item_text(row) == "One two four"

@@ -161,10 +161,10 @@ def test_two_numbers_of_one_name_are_refused(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
     metrics = tables[0]
-    twin = metrics[metrics["arm"] == "kd"].assign(arm="k-d")
-    twin2 = metrics[metrics["arm"] == "kd"].assign(arm="k_d")
+    dashed = metrics[metrics["arm"] == "kd"].assign(arm="k-d")
+    underscored = metrics[metrics["arm"] == "kd"].assign(arm="k_d")
     with pytest.raises(UserError, match="two numbers would be called"):
-        numbers_table(pd.concat([metrics, twin, twin2]), STEPS)
+        numbers_table(pd.concat([metrics, dashed, underscored]), STEPS)
 
 
 # --- the zip --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from iskd.provenance.artifact import MANIFEST, publish, staging_folder
 from iskd.provenance.presence import INCOMPLETE, put_aside_incomplete
 
-from .synthetic import asked
+from .synthetic import make_request
 
 
 @pytest.fixture
@@ -18,7 +18,9 @@ def results(tmp_path: Path) -> Path:
         (draft / "model-00001-of-00002.safetensors.txt").write_text(name)
         (draft / "inner").mkdir()
         (draft / "inner" / "b.txt").write_text(name)
-        publish(draft, tmp_path / "rule" / name, asked=asked(rule="rule"), summary={}, run={})
+        publish(
+            draft, tmp_path / "rule" / name, request=make_request(rule="rule"), summary={}, run={}
+        )
     return tmp_path
 
 

@@ -91,16 +91,16 @@ def test_a_narrow_recipe_reaches_its_reduction_within_one_neuron(
     config = configs[family]
     whole, block = parameter_count(config), block_parameters(config, None)
     reduction = share * replaced * block / whole
-    asked = {"heads": heads and heads * SHARE.get(family, 1), "mlp": None}
+    wanted = {"heads": heads and heads * SHARE.get(family, 1), "mlp": None}
     try:
-        sizes = resolve_sizes(config, "narrow", asked, replaced=replaced, reduction=reduction)
+        sizes = resolve_sizes(config, "narrow", wanted, replaced=replaced, reduction=reduction)
     except UserError:
-        least = NarrowSizes(asked["heads"] or SHARE.get(family, 1), 1)
+        least = NarrowSizes(wanted["heads"] or SHARE.get(family, 1), 1)
         assert 1 - left_after(config, replaced, least) / whole < reduction
         return
     assert isinstance(sizes, NarrowSizes)
     if heads is not None:
-        assert sizes.heads == asked["heads"]
+        assert sizes.heads == wanted["heads"]
     assert 1 - left_after(config, replaced, sizes) / whole >= reduction - 1e-9
     whole_block = resolve_sizes(config, "narrow", reduction=0.0)
     assert isinstance(whole_block, NarrowSizes)
@@ -153,14 +153,14 @@ def test_given_neurons_leave_room_for_as_many_heads_as_fit(
 
 @pytest.mark.parametrize("recipe", ["paper", "bottleneck", "narrow"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_reduction_out_of_reach_is_said_in_one_line(
+def test_a_reduction_out_of_reach_is_reported_in_one_line(
     family: str, recipe: Any, configs: dict[str, PreTrainedConfig]
 ) -> None:
     config = configs[family]
     share = block_parameters(config, None) / parameter_count(config)
     # More than the block holds; and as much as it holds but for a handful of parameters.
-    for reduction, told in ((0.99, "which hold"), (share * 0.999, "the smallest block has")):
-        with pytest.raises(UserError, match=told) as raised:
+    for reduction, message in ((0.99, "which hold"), (share * 0.999, "the smallest block has")):
+        with pytest.raises(UserError, match=message) as raised:
             compact_config(config, [1], recipe=recipe, reduction=reduction)
         assert "\n" not in str(raised.value)
         assert "replace more blocks (steps, order) or ask for less" in str(raised.value)
@@ -241,11 +241,11 @@ def test_other_families_take_gpt2s_proportions(
 def test_what_is_given_is_kept(family: str, configs: dict[str, PreTrainedConfig]) -> None:
     config = configs[family]
     grain = 2 * head_grain(config)
-    asked = {"width": grain, "heads": 2, "blocks": 3, "mlp": 7, "activation": "silu"}
-    sizes = resolve_sizes(config, "bottleneck", {**asked, "published": None})
-    assert asdict(sizes) == {**asked, "positions": 0, "published": False}
+    shape = {"width": grain, "heads": 2, "blocks": 3, "mlp": 7, "activation": "silu"}
+    sizes = resolve_sizes(config, "bottleneck", {**shape, "published": None})
+    assert asdict(sizes) == {**shape, "positions": 0, "published": False}
     with pytest.raises(UserError, match=f"a multiple of {grain}"):
-        resolve_sizes(config, "bottleneck", {**asked, "width": grain + 1})
+        resolve_sizes(config, "bottleneck", {**shape, "width": grain + 1})
     share = SHARE.get(family, 1)
     assert resolve_sizes(config, "narrow", {"heads": share, "mlp": 3}) == NarrowSizes(share, 3)
     for wrong in ({"heads": 9}, {"heads": 0}, {"mlp": 0}, {"mlp": 10**6}):

@@ -15,9 +15,9 @@ class AcceleratorError(RuntimeError):
     """Named like torch's error for a broken device."""
 
 
-def try_once(folder: Path, number: int | None, error: Exception | None, asked: int = 1) -> bool:
+def try_once(folder: Path, number: int | None, error: Exception | None, request: int = 1) -> bool:
     """Make one attempt; say whether the body ran."""
-    work, ran = WorkFolder(folder / "work", {"asked": asked}), False
+    work, ran = WorkFolder(folder / "work", {"asked": request}), False
     with suppress(Exception), work.locked(), attempt(work, number):
         ran = True
         if error is not None:
@@ -50,8 +50,8 @@ def test_the_next_call_tries_again(tmp_path: Path) -> None:
 
 
 def test_a_job_with_other_settings_is_another_job(tmp_path: Path) -> None:
-    assert try_once(tmp_path, 1, UserError("x"), asked=1)
-    assert try_once(tmp_path, 2, None, asked=2)
+    assert try_once(tmp_path, 1, UserError("x"), request=1)
+    assert try_once(tmp_path, 2, None, request=2)
 
 
 def test_a_mark_that_cannot_be_read_counts_for_nothing(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_where_nobody_counts_nothing_is_noted(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-def test_the_reason_is_said_again(tmp_path: Path) -> None:
+def test_the_reason_is_reported_again(tmp_path: Path) -> None:
     try_once(tmp_path, 1, UserError("corpus: too short"))
     work = WorkFolder(tmp_path / "work", {"asked": 1})
     with pytest.raises(UserError, match=r"corpus: too short \(attempt 2 is"), attempt(work, 2):

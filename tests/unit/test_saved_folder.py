@@ -173,15 +173,15 @@ def test_a_config_that_is_saved_and_read_is_the_same_file(
 def trusting(path: Path) -> Iterator[int]:
     """Give the lines of a Python file that could have a folder's code run."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    told = set()
+    docstrings = set()
     for node in ast.walk(tree):
         # A docstring may say what others have to pass.
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            told.add(node.value)
+            docstrings.add(node.value)
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             yield node.value.lineno
     for node in ast.walk(tree):
-        text = node.value if isinstance(node, ast.Constant) and node not in told else None
+        text = node.value if isinstance(node, ast.Constant) and node not in docstrings else None
         if isinstance(text, str) and "trust_remote_code" in text:
             yield node.lineno  # type: ignore[attr-defined]
 

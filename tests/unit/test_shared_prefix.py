@@ -38,8 +38,8 @@ def alone(model: PreTrainedModel, text: Text) -> tuple[float, bool]:
     """Score one text by the definition."""
     logits = model(torch.tensor([text.tokens[:-1]])).logits[0, text.context - 1 :]
     targets = torch.tensor(text.tokens[text.context :])
-    told = logits.double().log_softmax(-1)[range(len(targets)), targets]
-    return float(told.sum()), bool((logits.argmax(-1) == targets).all())
+    values = logits.double().log_softmax(-1)[range(len(targets)), targets]
+    return float(values.sum()), bool((logits.argmax(-1) == targets).all())
 
 
 @settings(max_examples=40)
@@ -88,9 +88,9 @@ def test_of_equally_likely_tokens_the_first_is_the_likeliest(
 ) -> None:
     model = tiny_model("gpt2")
     model.get_output_embeddings().weight.data.fill_(logit)
-    asked = [Text((5, *tokens), 1) for tokens in ((0, 0), (0, 1), (1, 0), (2, 3))]
-    (scored,) = score(model, [pack(asked)])
-    assert [greedy for _, greedy in scored] == [alone(model, text)[1] for text in asked]
+    texts = [Text((5, *tokens), 1) for tokens in ((0, 0), (0, 1), (1, 0), (2, 3))]
+    (scored,) = score(model, [pack(texts)])
+    assert [greedy for _, greedy in scored] == [alone(model, text)[1] for text in texts]
     assert [greedy for _, greedy in scored] == [True, False, False, False]
 
 
@@ -109,9 +109,13 @@ def test_packing_loses_nothing_and_computes_no_more(
             text = given_texts[place]
             seen = [(token, at) for token, at, owner in rows if owner in (-1, number)]
             assert seen == list(zip(text.read, range(len(text.read)), strict=True))
-            asked = [(place, token) for place, token, owner in sequence.asked if owner == number]
-            assert [token for _, token in asked] == list(text.tokens[text.context :])
-            assert [rows[at][1] for at, _ in asked] == list(range(text.context - 1, len(text.read)))
+            targets = [
+                (place, token) for place, token, owner in sequence.targets if owner == number
+            ]
+            assert [token for _, token in targets] == list(text.tokens[text.context :])
+            assert [rows[at][1] for at, _ in targets] == list(
+                range(text.context - 1, len(text.read))
+            )
     computed = sum(len(sequence.tokens) for sequence in packed)
     assert computed <= sum(len(text.read) for text in given_texts)
     batches = batches_of(packed, 20)

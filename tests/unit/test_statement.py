@@ -21,7 +21,7 @@ from iskd.provenance.statement import (
 )
 from iskd.provenance.tensors import TensorsError, count_parameters, tensor_shapes, tensors_digest
 
-from .synthetic import asked
+from .synthetic import make_request
 
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 NAMES = st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}(\.json)?", fullmatch=True)
@@ -37,7 +37,7 @@ INPUTS = st.dictionaries(
 )
 STATEMENTS = st.builds(
     lambda parameters, seed, inputs, files, summary: Statement(
-        asked(parameters=parameters, seed=seed, inputs=inputs), files, summary
+        make_request(parameters=parameters, seed=seed, inputs=inputs), files, summary
     ),
     st.dictionaries(st.text(), VALUES, max_size=3),
     st.none() | st.integers(0, 2**63),
@@ -46,7 +46,7 @@ STATEMENTS = st.builds(
     st.dictionaries(st.text(), VALUES, max_size=3),
 )
 PLAIN = Statement(
-    asked(inputs={"results/s/a/manifest.json": {"sha256": "1" * 64, "artifact": "2" * 64}}),
+    make_request(inputs={"results/s/a/manifest.json": {"sha256": "1" * 64, "artifact": "2" * 64}}),
     {"a.txt": Produced("3" * 64, 5), "b.safetensors": Produced("4" * 64, 7, "5" * 64)},
     {"loss": 1.5},
 )
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_an_error_or_another_digest(cut: int, flipped: int, da
         assert after != before or load_file(path).keys() == {"a", "b"}
 
 
-def test_what_is_no_safetensors_file_is_said_so(tmp_path: Path) -> None:
+def test_what_is_no_safetensors_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     for data in (b"", b"\x00" * 8, b"\xff" * 16, (2).to_bytes(8, "little") + b"[]"):
         path.write_bytes(data)

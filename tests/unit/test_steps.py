@@ -65,7 +65,7 @@ PLAIN_TUNING = TuningSettings(TRAINING, ObjectiveSettings(), validation=0)
 
 
 @pytest.fixture(scope="module")
-def blocks() -> torch.Tensor:
+def sequences() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(1, VOCABULARY, (40, 16), generator=generator, dtype=torch.int32)
 
@@ -76,7 +76,7 @@ def teacher(tiny_model: MakeModel) -> Callable[[], PreTrainedModel]:
 
 
 def nobody() -> PreTrainedModel:
-    raise AssertionError("nobody should listen to the teacher")
+    raise AssertionError("the teacher should not be loaded")
 
 
 def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
@@ -85,9 +85,9 @@ def same(one: PreTrainedModel, other: PreTrainedModel) -> bool:
 
 
 def test_a_plain_step_never_asks_the_teacher(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    done = substitute_block(teacher(), nobody, SIZES, blocks, STEP, step=1, seed=3)
+    done = substitute_block(teacher(), nobody, SIZES, sequences, STEP, step=1, seed=3)
     assert done.facts["block"] == 1
     assert ChangedBlocks.of(done.model.config).compact == {1: SIZES}
     assert done.history[-1]["tokens"] == 12 * 16
@@ -95,10 +95,10 @@ def test_a_plain_step_never_asks_the_teacher(
 
 
 def test_a_step_is_the_same_when_made_again_and_another_with_another_seed(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     one, two, other = (
-        substitute_block(teacher(), nobody, SIZES, blocks, STEP, step=1, seed=seed)
+        substitute_block(teacher(), nobody, SIZES, sequences, STEP, step=1, seed=seed)
         for seed in (3, 3, 4)
     )
     assert same(one.model, two.model)
@@ -120,21 +120,21 @@ def test_a_step_is_the_same_when_made_again_and_another_with_another_seed(
     ids=str,
 )
 def test_every_choice_changes_the_model_and_none_changes_the_tokens(
-    changes: dict[str, Any], blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    changes: dict[str, Any], sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    plain = substitute_block(teacher(), nobody, SIZES, blocks, STEP, step=1, seed=3)
+    plain = substitute_block(teacher(), nobody, SIZES, sequences, STEP, step=1, seed=3)
     other = substitute_block(
-        teacher(), teacher, SIZES, blocks, replace(STEP, **changes), step=1, seed=3
+        teacher(), teacher, SIZES, sequences, replace(STEP, **changes), step=1, seed=3
     )
     assert not same(plain.model, other.model)
     assert other.history[-1]["tokens"] == plain.history[-1]["tokens"] == 12 * 16
 
 
 def test_the_warm_start_takes_its_share_and_comes_first(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     done = substitute_block(
-        teacher(), teacher, SIZES, blocks, replace(STEP, warm_start=0.34), step=1, seed=3
+        teacher(), teacher, SIZES, sequences, replace(STEP, warm_start=0.34), step=1, seed=3
     )
     phases = [row["phase"] for row in done.history]
     assert phases == sorted(phases, key=["warm_start", "joint"].index)
@@ -144,13 +144,13 @@ def test_the_warm_start_takes_its_share_and_comes_first(
 
 
 def test_a_measured_order_takes_the_block_that_costs_least(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
     trained: list[torch.Tensor] = []
     real_tune = steps.fine_tune
 
-    def listening(model: Any, sequences: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def recording(model: Any, sequences: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         trained.append(sequences)
         return real_tune(model, sequences, *args, **kwargs)
 
@@ -159,32 +159,32 @@ def test_a_measured_order_takes_the_block_that_costs_least(
             seen.append(sequences)
             super().__init__(model, sequences, *args, **how)
 
-    monkeypatch.setattr(steps, "fine_tune", listening)
+    monkeypatch.setattr(steps, "fine_tune", recording)
     monkeypatch.setattr(order, "BlockWalk", Walk)
-    asked = replace(
+    settings = replace(
         STEP,
         block=None,
         validation=6,
         start=StartSettings("zero_up"),
         training=replace(TRAINING, sequences=None),
     )
-    first = substitute_block(teacher(), nobody, SIZES, blocks, asked, step=1, seed=3)
+    first = substitute_block(teacher(), nobody, SIZES, sequences, settings, step=1, seed=3)
     losses = first.facts["loss_if_replaced"]
     assert set(losses) == {"0", "1", "2"}
     assert losses[str(first.facts["block"])] == min(losses.values())
     # What decides on the order is not trained on.
-    assert all(torch.equal(part, blocks[-6:]) for part in seen)
+    assert all(torch.equal(part, sequences[-6:]) for part in seen)
     assert len(trained[0]) == 34
-    second = substitute_block(first.model, nobody, SIZES, blocks, asked, step=2, seed=3)
+    second = substitute_block(first.model, nobody, SIZES, sequences, settings, step=2, seed=3)
     assert set(second.facts["loss_if_replaced"]) == {"0", "1", "2"} - {str(first.facts["block"])}
     with pytest.raises(UserError, match="lower validation"):
         substitute_block(
-            teacher(), nobody, SIZES, blocks, replace(asked, validation=40), step=1, seed=3
+            teacher(), nobody, SIZES, sequences, replace(settings, validation=40), step=1, seed=3
         )
 
 
 def test_a_step_that_is_resumed_does_not_measure_again(
-    blocks: torch.Tensor,
+    sequences: torch.Tensor,
     teacher: Callable[[], PreTrainedModel],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -194,7 +194,7 @@ def test_a_step_that_is_resumed_does_not_measure_again(
 
     def step(work: WorkFolder | None) -> steps.Outcome:
         return substitute_block(
-            teacher(), teacher, sizes, blocks, settings, step=1, seed=3, work=work
+            teacher(), teacher, sizes, sequences, settings, step=1, seed=3, work=work
         )
 
     undisturbed = step(None)
@@ -211,13 +211,13 @@ def test_a_step_that_is_resumed_does_not_measure_again(
 
 
 def test_the_published_arm_freezes_blocks_that_begin_alike(
-    blocks: torch.Tensor, tiny_model: MakeModel
+    sequences: torch.Tensor, tiny_model: MakeModel
 ) -> None:
     published = CompactSizes(**{**vars(SIZES), "published": True})
     previous = tiny_model("gpt2", blocks=12)
     before = {name: value.clone() for name, value in previous.state_dict().items()}
     after = substitute_block(
-        previous, nobody, published, blocks, replace(STEP, as_published=True), step=1, seed=3
+        previous, nobody, published, sequences, replace(STEP, as_published=True), step=1, seed=3
     ).model.state_dict()
     moved = {
         int(name.split(".")[2])
@@ -234,10 +234,10 @@ def test_the_published_arm_freezes_blocks_that_begin_alike(
 
 
 def test_at_once_replaces_all_and_matches_the_tokens_of_the_chain(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    asked = replace(AT_ONCE, blocks=[2, 0], warm_start=0.5)
-    done = substitute_at_once(teacher, SIZES, blocks, asked, step=2, seed=3)
+    settings = replace(AT_ONCE, blocks=[2, 0], warm_start=0.5)
+    done = substitute_at_once(teacher, SIZES, sequences, settings, step=2, seed=3)
     assert sorted(ChangedBlocks.of(done.model.config).compact) == [0, 2]
     assert done.facts["blocks"] == [2, 0]
     assert done.history[-1]["tokens"] == 2 * 12 * 16
@@ -246,12 +246,12 @@ def test_at_once_replaces_all_and_matches_the_tokens_of_the_chain(
 
 
 def test_theseus_ends_with_the_compact_blocks_alone(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
-    plain = substitute_at_once(teacher, SIZES, blocks, AT_ONCE, step=2, seed=3)
+    plain = substitute_at_once(teacher, SIZES, sequences, AT_ONCE, step=2, seed=3)
     drawn, sure = (
         substitute_at_once(
-            teacher, SIZES, blocks, replace(AT_ONCE, first=first, curriculum=0.6), step=2, seed=3
+            teacher, SIZES, sequences, replace(AT_ONCE, first=first, curriculum=0.6), step=2, seed=3
         )
         for first in (0.0, 1.0)
     )
@@ -261,29 +261,29 @@ def test_theseus_ends_with_the_compact_blocks_alone(
 
 
 def test_narrow_blocks_go_the_same_way(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     sizes = NarrowSizes(heads=2, mlp=30)
-    asked = replace(STEP, start=StartSettings("teacher"))
-    done = substitute_block(teacher(), nobody, sizes, blocks, asked, step=1, seed=3)
+    settings = replace(STEP, start=StartSettings("teacher"))
+    done = substitute_block(teacher(), nobody, sizes, sequences, settings, step=1, seed=3)
     assert ChangedBlocks.of(done.model.config).narrow == {1: sizes}
 
 
 def test_a_baseline_sees_the_tokens_of_all_steps(
-    blocks: torch.Tensor, teacher: Callable[[], PreTrainedModel]
+    sequences: torch.Tensor, teacher: Callable[[], PreTrainedModel]
 ) -> None:
     model = teacher()
-    history = tune(model, nobody, blocks, PLAIN_TUNING, step=3, seed=3)
+    history = tune(model, nobody, sequences, PLAIN_TUNING, step=3, seed=3)
     assert history[-1]["tokens"] == 3 * 12 * 16
-    listening = replace(PLAIN_TUNING, objective=ObjectiveSettings(kl=1.0))
+    with_teacher = replace(PLAIN_TUNING, objective=ObjectiveSettings(kl=1.0))
     taught = teacher()
-    tune(taught, teacher, blocks, listening, step=3, seed=3)
+    tune(taught, teacher, sequences, with_teacher, step=3, seed=3)
     assert not same(model, taught)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_warm_start_changes_no_number_of_tokens(
-    epochs: int, teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
+    epochs: int, teacher: Callable[[], PreTrainedModel], sequences: torch.Tensor
 ) -> None:
     training = replace(TRAINING, epochs=epochs)
     tokens = {
@@ -291,7 +291,7 @@ def test_the_warm_start_changes_no_number_of_tokens(
             teacher(),
             teacher,
             SIZES,
-            blocks,
+            sequences,
             replace(STEP, training=training, warm_start=share),
             step=1,
             seed=3,
@@ -302,25 +302,25 @@ def test_the_warm_start_changes_no_number_of_tokens(
 
 
 def test_a_warm_start_must_leave_something(
-    teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
+    teacher: Callable[[], PreTrainedModel], sequences: torch.Tensor
 ) -> None:
     with pytest.raises(UserError, match="leaves none for the whole model"):
         substitute_block(
-            teacher(), teacher, SIZES, blocks, replace(STEP, warm_start=0.99), step=1, seed=3
+            teacher(), teacher, SIZES, sequences, replace(STEP, warm_start=0.99), step=1, seed=3
         )
 
 
-@pytest.mark.parametrize("sequences", [None, 12])
+@pytest.mark.parametrize("number", [None, 12])
 def test_a_baseline_sees_the_text_of_a_reference_with_a_measured_order(
-    sequences: int | None, teacher: Callable[[], PreTrainedModel], blocks: torch.Tensor
+    number: int | None, teacher: Callable[[], PreTrainedModel], sequences: torch.Tensor
 ) -> None:
-    training = replace(TRAINING, sequences=sequences)
+    training = replace(TRAINING, sequences=number)
     chain = [
         substitute_block(
             teacher(),
             teacher,
             SIZES,
-            blocks,
+            sequences,
             replace(STEP, block=None, validation=8, training=training),
             step=step,
             seed=3,
@@ -328,5 +328,5 @@ def test_a_baseline_sees_the_text_of_a_reference_with_a_measured_order(
         for step in (1, 2)
     ]
     matched = TuningSettings(training, ObjectiveSettings(), validation=8)
-    seen = tune(teacher(), teacher, blocks, matched, step=2, seed=3)
+    seen = tune(teacher(), teacher, sequences, matched, step=2, seed=3)
     assert seen[-1]["tokens"] == sum(chain)

@@ -55,7 +55,7 @@ def test_cbt_on_200_rows_is_a_loop_over_filled_sentences(
 
 # --- lm-eval's command line -----------------------------------------------------------------
 
-# lm-eval's own task, told to read a file instead of the hub.
+# lm-eval's own task, configured to read a file instead of the hub.
 YAML = """\
 include: {task}
 task: {name}
@@ -78,8 +78,8 @@ def command_line(
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "tasks").mkdir()
-    told = YAML.format(task=find_task(name).path, name=f"local_{name}", split="rows", file=rows)
-    (folder / "tasks/local.yaml").write_text(told)
+    text = YAML.format(task=find_task(name).path, name=f"local_{name}", split="rows", file=rows)
+    (folder / "tasks/local.yaml").write_text(text)
     arguments = ["--model", "hf", "--model_args", f"pretrained={folder / 'model'},dtype=float32"]
     arguments += ["--tasks", f"local_{name}", "--include_path", str(folder / "tasks")]
     arguments += ["--device", "cpu", "--batch_size", "4", "--log_samples"]
@@ -113,8 +113,8 @@ def compare_hellaswag(folder: Path, rows: Path, model: GPT2LMHeadModel, tokenize
             hits = [float(sample["correct"][metric]) for sample in result.samples]
             assert hits == [record[metric] for record in records]
         for sample, record in zip(result.samples, records, strict=True):
-            told = [float(answer[0]) for answer in record["filtered_resps"]]
-            assert sample["log_likelihoods"] == pytest.approx(told, abs=1e-4)
+            expected = [float(answer[0]) for answer in record["filtered_resps"]]
+            assert sample["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
     assert 0 < own.metrics["acc"].value < 1
 
 
@@ -240,7 +240,7 @@ def test_tasks_are_described_without_importing_lm_eval(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("arc_eazy", "did you mean arc_easy"),
         ("ai2_arc", "name its tasks: arc_challenge, arc_easy"),
@@ -248,8 +248,8 @@ def test_tasks_are_described_without_importing_lm_eval(
         ("gsm8k", "output type generate_until"),
     ],
 )
-def test_what_cannot_be_run_is_told(name: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_run_is_reported(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         find_task(name)
 
 

@@ -162,16 +162,16 @@ class Ended:
     """How a job ended, and what it left below results/."""
 
     code: int
-    told: str
+    output: str
     left: set[str]
 
     def check(self, *parts: str) -> None:
         """Check that it failed in one line with these parts, and left nothing half made."""
-        assert self.code == 1, self.told
-        assert self.told.count("\n") == 1, self.told
-        assert "Traceback" not in self.told
+        assert self.code == 1, self.output
+        assert self.output.count("\n") == 1, self.output
+        assert "Traceback" not in self.output
         for part in ("make: ", *parts):
-            assert part in self.told
+            assert part in self.output
         published = {path for path in self.left if MANIFEST in path and ".work/" not in path}
         assert published == set()
         assert [path for path in self.left if "partial" in path or ".old" in path] == []
@@ -242,7 +242,7 @@ def tmpfs(folder: str, options: str) -> str:
         "no_room_for_the_log",
     ],
 )
-def test_a_full_disk_is_told_in_one_line_whoever_fills_it(job: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line_whoever_fills_it(job: str, tmp_path: Path) -> None:
     ended = run_on(tmp_path, [tmpfs("results", "size=1m")], command(job))
     ended.check("the disk is full: results/.make.", "free some space", "call snakemake again")
     assert "results/make" not in ended.left
@@ -267,10 +267,10 @@ def test_a_log_that_cannot_be_opened(log: str, tmp_path: Path) -> None:
     assert ended.left == {"results"}
 
 
-def test_a_log_that_is_cut_short_is_told_of(tmp_path: Path) -> None:
+def test_a_log_that_is_cut_short_is_reported(tmp_path: Path) -> None:
     mounts = [tmpfs("results/logs", "size=64k")]
     ended = run_on(tmp_path, mounts, command("no_room_for_the_log"))
-    assert (ended.code, ended.told) == (
+    assert (ended.code, ended.output) == (
         0,
         "results/logs/make.log lacks lines: No space left on device\n",
     )
@@ -364,7 +364,7 @@ def test_a_folder_that_is_removed_meanwhile_is_named(job: str, gone: str, tmp_pa
     ended.check(f"{gone}", "was removed while the job ran", "leave the hidden folders")
     assert not any("make/" in path for path in ended.left)
     again = run_here(tmp_path, command("small_text"))
-    assert (again.code, again.told) == (0, "")
+    assert (again.code, again.output) == (0, "")
     # Nothing of the failed one is in the way.
     assert {path for path in again.left if "logs" not in path} == {
         "results/make",
@@ -390,8 +390,8 @@ def test_a_job_whose_lock_is_another_ones_publishes_nothing(
         )
 
     def end(job: "subprocess.Popen[str]") -> tuple[int, str]:
-        _, told = job.communicate("go on\n")
-        return job.returncode, told
+        _, output = job.communicate("go on\n")
+        return job.returncode, output
 
     with start("taken_over", "one.log") as one:
         assert one.stdout is not None
@@ -400,15 +400,15 @@ def test_a_job_whose_lock_is_another_ones_publishes_nothing(
             assert two.stdout is not None
             assert two.stdout.readline() == "begun\n"
             if first_ends == "first":
-                code, told = end(one)
+                code, output = end(one)
                 assert end(two) == (0, "")
             else:
                 assert end(two) == (0, "")
-                code, told = end(one)
+                code, output = end(one)
     assert code == 1
-    assert told.count("\n") == 1
-    assert "results/.make.work was removed" in told
-    assert "nothing is published" in told
+    assert output.count("\n") == 1
+    assert "results/.make.work was removed" in output
+    assert "nothing is published" in output
     assert (tmp_path / "results/make/a.txt").read_text() == "of the second"
     assert os.listdir(tmp_path / "results") == ["make"]  # noqa: PTH208
 
@@ -421,7 +421,7 @@ RUST = 'Error while serializing: I/O error: Read-only file system (os error 30) 
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), "the disk quota is used up: a/b; "),
         (OSError(errno.EIO, "Input/output error", "a/b"), "the disk fails"),
@@ -434,11 +434,11 @@ RUST = 'Error while serializing: I/O error: Read-only file system (os error 30) 
         (raised("[enforce fail at inline_container.cc:672] . unexpected pos"), "is a disk full?"),
     ],
 )
-def test_what_the_system_says(error: Exception, told: str, tmp_path: Path) -> None:
-    assert told in str(storage_fault(error, [tmp_path]))
+def test_what_the_system_says(error: Exception, message: str, tmp_path: Path) -> None:
+    assert message in str(storage_fault(error, [tmp_path]))
     with pytest.raises(UserError) as caught, translate_storage_errors([tmp_path]):
         raise RuntimeError("wrapped by a library") from error
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

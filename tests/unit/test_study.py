@@ -83,7 +83,7 @@ def test_a_chain_starts_at_the_teacher() -> None:
     assert [study.trainings.substitution(m)["block"] for m in (first, second)] == [1, 2]
 
 
-def test_baselines_stand_at_the_headline_unless_told_otherwise() -> None:
+def test_baselines_stand_at_the_headline_unless_configured_otherwise() -> None:
     study = of({f"{TOY}.headline": 1, "arms.kd.steps": [1, 2]})
     steps = {
         arm: [m.step for m in study.models.evaluated() if m.arm == arm]
@@ -321,7 +321,7 @@ def test_tasks_may_have_other_names_than_their_kind() -> None:
     assert study.jobs.reporting()["headline"]["easy"] == "acc_norm"
 
 
-def test_fetched_and_trained_teachers_are_told_apart() -> None:
+def test_fetched_and_trained_teachers_are_distinguished() -> None:
     hub = {key: TINY["teachers"]["toy"][key] for key in ("family", "compact", "order", "student")}
     hub |= {"source": "hub", "model": "a/b", "blocks": 3}
     study = of({"teachers.big": hub, f"{TOY}.headline": 1})
@@ -383,7 +383,7 @@ def test_a_baseline_leaves_out_what_its_reference_leaves_out() -> None:
     assert of({}).trainings.baseline(ModelId("toy", "l1", 3, 2))["validation"] == 0
 
 
-def test_how_many_gpus_a_training_takes_is_not_what_it_is_asked() -> None:
+def test_how_many_gpus_a_training_takes_is_no_parameter_of_it() -> None:
     """Finished models are not made anew because the next ones take more GPUs."""
     one, two = of({}), of({f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp"})
     assert one.trainings.pretraining("toy") == two.trainings.pretraining("toy")

@@ -91,7 +91,7 @@ def test_each_arm_is_measured_against_its_own_teacher() -> None:
     assert kept[:3].tolist() == pytest.approx(kept[3:].tolist())
 
 
-def test_mistakes_are_told(tmp_path: Path, table: pd.DataFrame) -> None:
+def test_mistakes_are_reported(tmp_path: Path, table: pd.DataFrame) -> None:
     metrics = tidy(study_rows())
     with pytest.raises(UserError, match="teacher gpt2 itself"):
         main_table(metrics[metrics["arm"] != "teacher"], HEADLINE, CHANCE)

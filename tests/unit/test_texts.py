@@ -53,17 +53,17 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_is_a_users_mistake_said_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_broken_file_is_a_users_mistake_reported_in_one_line(name: str, tmp_path: Path) -> None:
     content, message = BROKEN[name]
     path = tmp_path / "mine.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
         read_texts(path)
-    said = str(caught.value)
-    assert said.startswith("mine.jsonl")
-    assert message in said
-    assert "\n" not in said
-    assert str(tmp_path) not in said
+    text = str(caught.value)
+    assert text.startswith("mine.jsonl")
+    assert message in text
+    assert "\n" not in text
+    assert str(tmp_path) not in text
 
 
 @given(

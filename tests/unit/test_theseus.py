@@ -33,7 +33,7 @@ SETTINGS = TrainingSettings(
 )
 
 
-def random_blocks(count: int, length: int = 10) -> torch.Tensor:
+def random_sequences(count: int, length: int = 10) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.randint(1, VOCABULARY, (count, length), generator=generator, dtype=torch.int32)
 
@@ -61,7 +61,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     with torch.no_grad():
-        found: torch.Tensor = model(input_ids=random_blocks(2).long(), use_cache=False).logits
+        found: torch.Tensor = model(input_ids=random_sequences(2).long(), use_cache=False).logits
     return found
 
 
@@ -73,10 +73,10 @@ def test_with_probability_one_it_is_plain_training(family: str, tiny_model: Make
         if stochastic:
             with StochasticBlocks(model, originals, first=1.0, curriculum=1.0, seed=1) as mixed:
                 rows = fine_tune(
-                    model, random_blocks(8), SETTINGS, seed=3, compact=new, on_update=mixed.draw
+                    model, random_sequences(8), SETTINGS, seed=3, compact=new, on_update=mixed.draw
                 )
         else:
-            rows = fine_tune(model, random_blocks(8), SETTINGS, seed=3, compact=new)
+            rows = fine_tune(model, random_sequences(8), SETTINGS, seed=3, compact=new)
         results.append(state(model))
         histories.append(rows)
     assert same(*results)
@@ -105,17 +105,17 @@ def test_originals_are_never_trained_and_compact_blocks_only_when_used(
 ) -> None:
     model, originals, (first, second) = replaced(tiny_model(family), 0, 2)
     kept = {index: state(block) for index, block in originals.items()}
-    batch = {"input_ids": random_blocks(2).long()}
+    batch = {"input_ids": random_sequences(2).long()}
     with StochasticBlocks(model, originals, first=0.5, curriculum=1.0, seed=1) as mixed:
-        step = next(n for n in range(50) if mixed.draw(n, 100) == (True, False))
-        mixed.draw(step, 100)
+        update = next(n for n in range(50) if mixed.draw(n, 100) == (True, False))
+        mixed.draw(update, 100)
         next_token_loss(model, batch).backward()
         assert all(p.grad is not None for p in first.parameters())
         assert all(p.grad is None for p in second.parameters())
         # The gradient goes through the original to what lies before it.
         assert model.get_input_embeddings().weight.grad.any()
         model.zero_grad()
-        fine_tune(model, random_blocks(8), SETTINGS, seed=1, on_update=mixed.draw)
+        fine_tune(model, random_sequences(8), SETTINGS, seed=1, on_update=mixed.draw)
     for index, block in originals.items():
         assert same(state(block), kept[index])
         assert not any(p.requires_grad or p.grad is not None for p in block.parameters())
@@ -196,19 +196,19 @@ def test_gradient_checkpointing_sees_the_same_choice(family: str, tiny_model: Ma
             model.activation_checkpointing_enable({"use_reentrant": False})
         model.train()
         with StochasticBlocks(model, originals, first=0.5, curriculum=1.0, seed=1) as mixed:
-            step = next(n for n in range(50) if mixed.draw(n, 100) == (True, False))
-            mixed.draw(step, 100)
-            next_token_loss(model, {"input_ids": random_blocks(2).long()}).backward()
+            update = next(n for n in range(50) if mixed.draw(n, 100) == (True, False))
+            mixed.draw(update, 100)
+            next_token_loss(model, {"input_ids": random_sequences(2).long()}).backward()
         found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_the_draws_follow_the_seed_and_the_step_alone(tiny_model: MakeModel) -> None:
+def test_the_draws_follow_the_seed_and_the_update_alone(tiny_model: MakeModel) -> None:
     model, originals, _ = replaced(tiny_model("gpt2"), 0, 2)
 
-    def draws(seed: int, steps: range = range(60)) -> list[tuple[bool, ...]]:
+    def draws(seed: int, updates: range = range(60)) -> list[tuple[bool, ...]]:
         mixed = StochasticBlocks(model, originals, first=0.3, curriculum=1.0, seed=seed)
-        return [mixed.draw(step, 60) for step in steps]
+        return [mixed.draw(update, 60) for update in updates]
 
     one = draws(1)
     torch.manual_seed(99)
@@ -224,7 +224,9 @@ def test_the_same_seed_gives_the_same_result(tiny_model: MakeModel) -> None:
     for seed in (1, 1, 2):
         model, originals, new = replaced(tiny_model("gpt2", dropout=0.1), 1)
         with StochasticBlocks(model, originals, first=0.3, curriculum=1.0, seed=seed) as mixed:
-            fine_tune(model, random_blocks(16), SETTINGS, seed=3, compact=new, on_update=mixed.draw)
+            fine_tune(
+                model, random_sequences(16), SETTINGS, seed=3, compact=new, on_update=mixed.draw
+            )
         results.append(state(model))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
@@ -237,7 +239,7 @@ def test_the_share_of_compact_blocks_follows_the_curriculum(
     model, originals, _ = replaced(tiny_model("gpt2"), 0, 2)
     mixed = StochasticBlocks(model, originals, first=first, curriculum=curriculum, seed=1)
     total = 2000
-    draws = torch.tensor([mixed.draw(step, total) for step in range(total)]).double()
+    draws = torch.tensor([mixed.draw(update, total) for update in range(total)]).double()
     rising = round(curriculum * total)
     # Halfway up the chance is halfway to 1: so is the mean of the rise, and of each half of it.
     for start, end in ((0.0, 0.5), (0.5, 1.0)):
@@ -257,18 +259,18 @@ def test_flops_are_those_of_the_blocks_that_ran(tiny_model: MakeModel) -> None:
     draws: list[bool] = []
     with StochasticBlocks(model, originals, first=0.2, curriculum=1.0, seed=2) as mixed:
 
-        def on_update(step: int, total: int) -> tuple[bool, ...]:
-            draws.extend(mixed.draw(step, total))
+        def on_update(update: int, total: int) -> tuple[bool, ...]:
+            draws.extend(mixed.draw(update, total))
             return tuple(draws[-1:])
 
-        rows = fine_tune(model, random_blocks(20), SETTINGS, seed=1, on_update=on_update)
-    steps = [
+        rows = fine_tune(model, random_sequences(20), SETTINGS, seed=1, on_update=on_update)
+    measured = [
         row["flops"] - before
         for row, before in zip(rows, [0, *(row["flops"] for row in rows)], strict=False)
     ]
     assert len(set(draws)) == 2
-    costs = dict(zip(draws, steps, strict=True))
-    assert steps == [costs[drawn] for drawn in draws]
+    costs = dict(zip(draws, measured, strict=True))
+    assert measured == [costs[drawn] for drawn in draws]
     assert costs[True] != costs[False]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from iskd.provenance.artifact import MANIFEST, file_digest, publish, staging_folder
 from iskd.provenance.times import settle_times
 
-from .synthetic import asked
+from .synthetic import make_request
 
 STUDY = Path("results/s")
 
@@ -29,7 +29,7 @@ def make(place: str, *inputs: str, content: str = "") -> Path:
     (draft / "big.bin").write_text(content or place)
     files = [STUDY / i / MANIFEST if i.endswith("/") else Path(i) for i in inputs]
     digests = {file.as_posix(): {"sha256": file_digest(file)} for file in files}
-    publish(draft, folder, asked=asked(inputs=digests), summary={}, run={})
+    publish(draft, folder, request=make_request(inputs=digests), summary={}, run={})
     return folder
 
 

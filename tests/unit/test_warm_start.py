@@ -36,7 +36,7 @@ SETTINGS = TrainingSettings(
 )
 
 
-def random_blocks(count: int, length: int = 10) -> torch.Tensor:
+def random_sequences(count: int, length: int = 10) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.randint(1, VOCABULARY, (count, length), generator=generator, dtype=torch.int32)
 
@@ -74,7 +74,7 @@ def test_the_loss_falls_below_that_of_leaving_the_block_out(
 ) -> None:
     teacher = tiny_model(family)
     _, block = replaced(teacher)
-    history = warm_start(block, teacher, 1, random_blocks(160), SETTINGS, seed=1)
+    history = warm_start(block, teacher, 1, random_sequences(160), SETTINGS, seed=1)
     assert history[0]["loss"] > 1.0
     assert history[-1]["loss"] < 0.9
 
@@ -87,11 +87,11 @@ def test_the_first_loss_is_that_of_the_models_themselves(
     """Up to the block the new model is the teacher, so its own block's output is what counts."""
     teacher = tiny_model(family)
     model, block = replaced(teacher, index)
-    blocks = random_blocks(3)
-    before, wanted = in_and_out(teacher, index, blocks.long())
-    _, found = in_and_out(model, index, blocks.long())
+    sequences = random_sequences(3)
+    before, wanted = in_and_out(teacher, index, sequences.long())
+    _, found = in_and_out(model, index, sequences.long())
     error = (found - wanted).square().mean() / (wanted - before).square().mean()
-    history = warm_start(block, teacher, index, blocks, SETTINGS, seed=1)
+    history = warm_start(block, teacher, index, sequences, SETTINGS, seed=1)
     assert history[0]["loss"] == pytest.approx(error.item(), rel=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_the_first_loss_is_that_of_the_models_themselves(
 def test_a_copy_of_the_block_has_nothing_to_learn(family: str, tiny_model: MakeModel) -> None:
     teacher = tiny_model(family)
     block = copy.deepcopy(family_of(teacher.config).blocks(teacher)[1])
-    history = warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)
+    history = warm_start(block, teacher, 1, random_sequences(4), SETTINGS, seed=1)
     assert history[0]["loss"] < 1e-9
 
 
@@ -109,7 +109,7 @@ def test_a_block_that_does_nothing_has_loss_one(tiny_model: MakeModel) -> None:
     with torch.no_grad():
         for parameter in block.get_submodule("up").parameters():
             parameter.zero_()
-    history = warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)
+    history = warm_start(block, teacher, 1, random_sequences(4), SETTINGS, seed=1)
     assert history[0]["loss"] == pytest.approx(1.0, rel=1e-5)
 
 
@@ -120,7 +120,7 @@ def test_only_the_block_is_touched(family: str, tiny_model: MakeModel) -> None:
     model.eval()
     kept, own, whole = state(teacher), state(block), state(model)
     prefix = next(name for name, module in model.named_modules() if module is block) + "."
-    warm_start(block, teacher, 1, random_blocks(8), SETTINGS, seed=1)
+    warm_start(block, teacher, 1, random_sequences(8), SETTINGS, seed=1)
     assert same(state(teacher), kept)
     assert all(not torch.equal(own[name], p.detach()) for name, p in block.named_parameters())
     for name, value in model.state_dict().items():
@@ -138,7 +138,7 @@ def test_the_seed_alone_decides_on_the_result(tiny_model: MakeModel) -> None:
         teacher = tiny_model("gpt2", dropout=0.2)
         _, block = replaced(teacher)
         torch.manual_seed(noise)
-        warm_start(block, teacher, 1, random_blocks(10), SETTINGS, seed=seed)
+        warm_start(block, teacher, 1, random_sequences(10), SETTINGS, seed=seed)
         results.append(state(block))
     assert same(results[0], results[1])
     assert not same(results[0], results[2])
@@ -151,7 +151,7 @@ def test_dropout_is_for_the_block_alone(tiny_model: MakeModel) -> None:
     block.eval().register_forward_hook(lambda m, *_: seen.update(block=m.training))
     first = family_of(teacher.config).blocks(teacher)[0]
     first.register_forward_hook(lambda m, *_: seen.update(teacher=m.training))
-    warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)
+    warm_start(block, teacher, 1, random_sequences(4), SETTINGS, seed=1)
     assert seen == {"block": True, "teacher": False}
 
 
@@ -164,7 +164,7 @@ def test_counting_changes_no_bit_of_the_result(
             monkeypatch.setattr(loop, "count_flops", lambda *_: 0)
         teacher = tiny_model("gpt2", dropout=0.2)
         _, block = replaced(teacher)
-        history = warm_start(block, teacher, 1, random_blocks(10), SETTINGS, seed=5)
+        history = warm_start(block, teacher, 1, random_sequences(10), SETTINGS, seed=5)
         assert (history[-1]["flops"] > 0) == counting
         results.append(state(block))
     assert same(results[0], results[1])
@@ -173,13 +173,13 @@ def test_counting_changes_no_bit_of_the_result(
 def test_rows_say_how_far_it_is_and_what_it_cost(tiny_model: MakeModel) -> None:
     teacher = tiny_model("gpt2")
     _, block = replaced(teacher)
-    history = warm_start(block, teacher, 1, random_blocks(10), SETTINGS, seed=1)
+    history = warm_start(block, teacher, 1, random_sequences(10), SETTINGS, seed=1)
     assert {row["phase"] for row in history} == {"warm_start"}
     assert [row["step"] for row in history] == [1, 2, 3]
     assert [row["tokens"] for row in history] == [40, 80, 100]
     assert history[-1]["flops"] * 4 == history[0]["flops"] * 10
     long = warm_start(
-        block, teacher, 1, random_blocks(101), replace(SETTINGS, batch_size=1), seed=1
+        block, teacher, 1, random_sequences(101), replace(SETTINGS, batch_size=1), seed=1
     )
     assert [row["step"] for row in long][-2:] == [100, 101]
     assert len(long) == 51
@@ -196,12 +196,12 @@ def test_blocks_after_the_one_in_question_cost_nothing(tiny_model: MakeModel) ->
                     lambda *_: pytest.fail("a later block was computed")
                 )
             )
-        history = warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)
+        history = warm_start(block, teacher, 1, random_sequences(4), SETTINGS, seed=1)
         costs.append(history[-1]["flops"])
     assert costs[0] == costs[1]
     for handle in handles:
         handle.remove()
-    deeper = warm_start(replaced(teacher, 3)[1], teacher, 3, random_blocks(4), SETTINGS, seed=1)
+    deeper = warm_start(replaced(teacher, 3)[1], teacher, 3, random_sequences(4), SETTINGS, seed=1)
     # Two of the teacher's blocks more, and no other cost: 2 * tokens * weights + attention.
     assert deeper[-1]["flops"] - costs[0] == 4 * 2 * (2 * 10 * 12 * 32**2 + 4 * 10**2 * 32)
 
@@ -210,7 +210,7 @@ def test_the_rate_rises_over_a_twentieth_and_falls_to_nothing(tiny_model: MakeMo
     teacher = tiny_model("gpt2", blocks=1)
     _, block = replaced(teacher, 0)
     history = warm_start(
-        block, teacher, 0, random_blocks(40, length=4), replace(SETTINGS, batch_size=1), seed=1
+        block, teacher, 0, random_sequences(40, length=4), replace(SETTINGS, batch_size=1), seed=1
     )
     rates = [row["learning_rate"] for row in history]
     assert rates[:3] == pytest.approx([0, 0.5e-2, 1e-2])
@@ -220,17 +220,17 @@ def test_the_rate_rises_over_a_twentieth_and_falls_to_nothing(tiny_model: MakeMo
 
 
 def test_the_first_step_has_the_rate_it_reports(tiny_model: MakeModel) -> None:
-    """Adam's first step moves each weight by its rate."""
+    """Adam's first update moves each weight by its rate."""
     teacher = tiny_model("gpt2")
     _, block = replaced(teacher)
     before = state(block)
-    (row,) = warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)
+    (row,) = warm_start(block, teacher, 1, random_sequences(4), SETTINGS, seed=1)
     moved = max((p.detach() - before[n]).abs().max().item() for n, p in block.named_parameters())
     assert moved == pytest.approx(row["learning_rate"], rel=0.02)
 
 
 @pytest.mark.parametrize("clip", [1e-3, None])
-def test_gradients_are_clipped_only_if_asked(
+def test_gradients_are_clipped_only_if_configured(
     clip: float | None, tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     norms: list[float] = []
@@ -250,7 +250,7 @@ def test_gradients_are_clipped_only_if_asked(
     monkeypatch.setattr(loop, "make_optimizer", watched)
     teacher = tiny_model("gpt2")
     warm_start(
-        replaced(teacher)[1], teacher, 1, random_blocks(4), replace(SETTINGS, clip=clip), seed=1
+        replaced(teacher)[1], teacher, 1, random_sequences(4), replace(SETTINGS, clip=clip), seed=1
     )
     assert (norms[0] == pytest.approx(1e-3, rel=1e-2)) == (clip is not None)
 
@@ -271,7 +271,7 @@ def test_a_killed_warm_start_goes_on_to_the_same_bits(
                 raise KeyboardInterrupt
 
         block.register_forward_pre_hook(die)
-        history = warm_start(block, teacher, 1, random_blocks(40), settings, seed=5, work=work)
+        history = warm_start(block, teacher, 1, random_sequences(40), settings, seed=5, work=work)
         # What autocast had put in the place of the block's forward is gone.
         assert "forward" not in block.__dict__
         return state(model), history
@@ -290,9 +290,9 @@ def test_a_killed_warm_start_goes_on_to_the_same_bits(
 def test_teacher_and_block_may_have_different_types(family: str, tiny_model: MakeModel) -> None:
     teacher = tiny_model(family)
     _, block = replaced(teacher)
-    exact = warm_start(copy.deepcopy(block), teacher, 1, random_blocks(4), SETTINGS, seed=1)
+    exact = warm_start(copy.deepcopy(block), teacher, 1, random_sequences(4), SETTINGS, seed=1)
     teacher.to(torch.bfloat16)
-    coarse = warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)
+    coarse = warm_start(block, teacher, 1, random_sequences(4), SETTINGS, seed=1)
     assert coarse[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05)
     assert coarse[0]["loss"] != exact[0]["loss"]
     assert {p.dtype for p in teacher.parameters()} == {torch.bfloat16}
@@ -308,7 +308,9 @@ def test_autocast_is_for_the_block_alone(tiny_model: MakeModel) -> None:
     )
     mine = family_of(teacher.config).blocks(teacher)[0]
     mine.register_forward_hook(lambda _, args, out: seen.update(teacher=out.dtype))
-    warm_start(block, teacher, 1, random_blocks(4), replace(SETTINGS, precision="bfloat16"), seed=1)
+    warm_start(
+        block, teacher, 1, random_sequences(4), replace(SETTINGS, precision="bfloat16"), seed=1
+    )
     assert seen == {"block": torch.bfloat16, "teacher": torch.float32}
     assert {p.dtype for p in block.parameters()} == {torch.float32}
 
@@ -317,18 +319,22 @@ def test_autocast_is_for_the_block_alone(tiny_model: MakeModel) -> None:
 def test_a_block_that_does_not_exist_is_a_users_mistake(index: int, tiny_model: MakeModel) -> None:
     teacher = tiny_model("gpt2")
     with pytest.raises(UserError, match="does not exist: the model has blocks 0 to 2"):
-        warm_start(nn.Linear(2, 2), teacher, index, random_blocks(1), SETTINGS, seed=1)
+        warm_start(nn.Linear(2, 2), teacher, index, random_sequences(1), SETTINGS, seed=1)
 
 
 def test_sequences_longer_than_the_teacher_takes_are_a_users_mistake(tiny_model: MakeModel) -> None:
     with pytest.raises(UserError, match=r"takes 48 positions.* have 49"):
-        warm_start(nn.Linear(2, 2), tiny_model("gpt2"), 1, random_blocks(1, 49), SETTINGS, seed=1)
+        warm_start(
+            nn.Linear(2, 2), tiny_model("gpt2"), 1, random_sequences(1, 49), SETTINGS, seed=1
+        )
 
 
 def test_every_epoch_sees_every_sequence(tiny_model: MakeModel) -> None:
     teacher = tiny_model("gpt2")
     _, block = replaced(teacher)
-    history = warm_start(block, teacher, 1, random_blocks(6), replace(SETTINGS, epochs=3), seed=1)
+    history = warm_start(
+        block, teacher, 1, random_sequences(6), replace(SETTINGS, epochs=3), seed=1
+    )
     assert (history[-1]["step"], history[-1]["tokens"]) == (6, 3 * 6 * 10)
 
 
@@ -338,4 +344,4 @@ def test_a_start_that_diverges_is_a_users_mistake(tiny_model: MakeModel) -> None
     with torch.no_grad():
         next(block.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match="lower its learning_rate"):
-        warm_start(block, teacher, 1, random_blocks(4), SETTINGS, seed=1)
+        warm_start(block, teacher, 1, random_sequences(4), SETTINGS, seed=1)

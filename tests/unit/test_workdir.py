@@ -41,7 +41,7 @@ SETTINGS = TrainingSettings(
     precision="float32",
 )
 STEPS = 12  # two epochs of 22 sequences, the last batch of each a short one
-ASKED = {"rule": "substitute_block", "seed": 3}
+REQUEST = {"rule": "substitute_block", "seed": 3}
 Result = tuple[dict[str, torch.Tensor], list[dict[str, Any]]]
 OnUpdate = Callable[[int, int], None]
 
@@ -63,11 +63,11 @@ def train(
         "gpt2", shape, vocabulary=VOCABULARY, positions=POSITIONS, end_token=0, dropout=0.1
     )
     model = fresh_model(config, seed=1)
-    blocks = torch.randint(
+    sequences = torch.randint(
         1, VOCABULARY, (22, 10), generator=torch.Generator().manual_seed(7), dtype=torch.int32
     )
     history = fine_tune(
-        model, blocks, replace(SETTINGS, epochs=epochs), seed=5, work=work, on_update=on_update
+        model, sequences, replace(SETTINGS, epochs=epochs), seed=5, work=work, on_update=on_update
     )
     return model.state_dict(), history
 
@@ -77,20 +77,20 @@ def undisturbed() -> Result:
     return train()
 
 
-def kill_before(step: int) -> OnUpdate:
+def kill_before(update: int) -> OnUpdate:
     def on_update(now: int, total: int) -> None:
         del total
-        if now == step:
+        if now == update:
             raise Killed
 
     return on_update
 
 
-def killed_run(folder: Path, step: int = 7) -> WorkFolder:
-    """Train until a step, with a state after each one before."""
+def killed_run(folder: Path, update: int = 7) -> WorkFolder:
+    """Train until an update, with a state after each one before."""
     with pytest.raises(Killed):
-        train(WorkFolder(folder, ASKED), kill_before(step))
-    return WorkFolder(folder, ASKED)
+        train(WorkFolder(folder, REQUEST), kill_before(update))
+    return WorkFolder(folder, REQUEST)
 
 
 def check_same(found: Result, wanted: Result) -> None:
@@ -108,7 +108,7 @@ def newest(folder: Path) -> Path:
 
 
 def test_states_change_no_bit(undisturbed: Result, tmp_path: Path) -> None:
-    check_same(train(WorkFolder(tmp_path / "work", ASKED)), undisturbed)
+    check_same(train(WorkFolder(tmp_path / "work", REQUEST)), undisturbed)
 
 
 @settings(max_examples=6, deadline=None)
@@ -118,11 +118,11 @@ def test_a_run_killed_any_number_of_times_ends_with_the_same_bits(
 ) -> None:
     folder = tmp_path_factory.mktemp("killed") / "work"
     reached = 0
-    for step in sorted(set(kills)):
+    for update in sorted(set(kills)):
         with pytest.raises(Killed):
-            train(WorkFolder(folder, ASKED), kill_before(step))
-        reached = step
-    work = WorkFolder(folder, ASKED)
+            train(WorkFolder(folder, REQUEST), kill_before(update))
+        reached = update
+    work = WorkFolder(folder, REQUEST)
     check_same(train(work), undisturbed)
     assert work.resumed == [reached]
 
@@ -149,10 +149,10 @@ def test_a_signal_ends_the_step_and_saves(
 
     before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=f"{number.name} after step 5 of {STEPS}"):
-        train(WorkFolder(tmp_path / "work", ASKED), on_update)
+        train(WorkFolder(tmp_path / "work", REQUEST), on_update)
     assert signal.getsignal(number) is before
     assert states(tmp_path / "work") == ["checkpoint-5"]
-    work = WorkFolder(tmp_path / "work", ASKED)
+    work = WorkFolder(tmp_path / "work", REQUEST)
     check_same(train(work), undisturbed)
     assert work.resumed == [5]
 
@@ -162,7 +162,7 @@ def test_a_signal_in_the_last_step_changes_nothing(undisturbed: Result, tmp_path
         if now == total - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    check_same(train(WorkFolder(tmp_path / "work", ASKED), on_update), undisturbed)
+    check_same(train(WorkFolder(tmp_path / "work", REQUEST), on_update), undisturbed)
 
 
 def flip(file: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_run_with_other_parameters_does_not_see_the_state(
     undisturbed: Result, tmp_path: Path
 ) -> None:
     killed_run(tmp_path / "work")
-    other = WorkFolder(tmp_path / "work", {**ASKED, "seed": 4})
+    other = WorkFolder(tmp_path / "work", {**REQUEST, "seed": 4})
     check_same(train(other), undisturbed)
     assert other.resumed == []
 
@@ -254,7 +254,7 @@ def two_threads() -> Iterator[None]:
 def test_nor_does_one_with_other_threads(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     killed_run(tmp_path / "work")
     request.getfixturevalue("two_threads")
-    work = WorkFolder(tmp_path / "work", ASKED)
+    work = WorkFolder(tmp_path / "work", REQUEST)
     train(work)
     assert work.resumed == []
 

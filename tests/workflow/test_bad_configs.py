@@ -111,7 +111,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return clone
 
 
-def check_refusal(clone: Clone, config: Config, said: tuple[str, ...], **environment: str) -> None:
+def check_refusal(
+    clone: Clone, config: Config, expected: tuple[str, ...], **environment: str
+) -> None:
     """Run a bad config and look at everything a user would see."""
     (clone.folder / "config" / "bad.yaml").write_text(
         yaml.safe_dump(config, sort_keys=False), encoding="utf-8"
@@ -123,7 +125,7 @@ def check_refusal(clone: Clone, config: Config, said: tuple[str, ...], **environ
     assert done.returncode == 1
     assert len(own) == 1, own
     assert own[0].startswith("config/bad.yaml: ")
-    for words in said:
+    for words in expected:
         assert words in own[0]
     assert clone.files() == before
     assert not (clone.folder / "owned").exists()
@@ -131,10 +133,10 @@ def check_refusal(clone: Clone, config: Config, said: tuple[str, ...], **environ
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_config_is_one_line(shared: Clone, case: str, tmp_path: Path) -> None:
-    config, edit, said = CASES[case]
+    config, edit, expected = CASES[case]
     bad = copy.deepcopy(config)
     edit(bad)
-    check_refusal(shared, bad, said, ISKD_REAL_DATA=str(tmp_path))
+    check_refusal(shared, bad, expected, ISKD_REAL_DATA=str(tmp_path))
 
 
 STORY = json.dumps({"text": "Once there was a test."}) + "\n"
@@ -153,7 +155,7 @@ ROW = {
 
 
 @pytest.mark.parametrize(
-    ("stories", "rows", "said"),
+    ("stories", "rows", "expected"),
     [
         ("", json.dumps(ROW) + "\n", ("corpus.files.0", "empty")),
         ('{"story": "x"}\n', json.dumps(ROW) + "\n", ("corpus.files.0", "line 1", "text")),
@@ -168,12 +170,12 @@ ROW = {
     ids=["empty corpus", "story lacks text", "row lacks endings", "truncated", "missing file"],
 )
 def test_bad_data_file_is_one_line(
-    shared: Clone, tmp_path: Path, stories: str, rows: str | None, said: tuple[str, ...]
+    shared: Clone, tmp_path: Path, stories: str, rows: str | None, expected: tuple[str, ...]
 ) -> None:
     (tmp_path / "tinystories.jsonl").write_text(stories, encoding="utf-8")
     if rows is not None:
         (tmp_path / "hellaswag_validation.jsonl").write_text(rows, encoding="utf-8")
-    check_refusal(shared, REAL, said, ISKD_REAL_DATA=str(tmp_path))
+    check_refusal(shared, REAL, expected, ISKD_REAL_DATA=str(tmp_path))
 
 
 def test_unset_variable_is_one_line(shared: Clone) -> None:

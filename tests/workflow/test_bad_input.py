@@ -118,15 +118,15 @@ def faults(
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A working directory with a model, and what the hub has told about another one."""
+    """A working directory with a model, and what was looked up on the hub about another one."""
     monkeypatch.chdir(tmp_path)
     shape = {"model_type": "gpt2", "n_layer": 12}
     folder = tmp_path / "data/my-model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
     (folder / "model.safetensors").touch()
-    told = {f"shape:{COMPRESS['model']}@{COMPRESS['revision']}": shape}
-    (tmp_path / "hub.lock.json").write_text(json.dumps(told), encoding="utf-8")
+    known = {f"shape:{COMPRESS['model']}@{COMPRESS['revision']}": shape}
+    (tmp_path / "hub.lock.json").write_text(json.dumps(known), encoding="utf-8")
 
 
 def checked(raw: Any) -> Study:
@@ -293,10 +293,10 @@ NAMED = r".*(my\.jsonl|stories|cloze rows)"
 def test_a_mutated_file_of_stories_is_prepared_or_named(
     study: Callable[[str | None], Study], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    asked, other = study(None), tmp_path / "other.jsonl"
+    config, other = study(None), tmp_path / "other.jsonl"
 
     def run(file: Path) -> None:
-        check_data_files(asked, "my.yaml")
+        check_data_files(config, "my.yaml")
         texts = read_texts(file)
         train, heldout = split_texts([*islice(texts, None), "a", "b"], 0.3, 17)
         for part in (train, heldout):
@@ -318,10 +318,10 @@ def test_a_mutated_file_of_rows_is_prepared_or_named(
     study: Callable[[str | None], Study], name: str, tmp_path: Path
 ) -> None:
     kind, row, other = name.partition("-")[0], ROWS[name], tmp_path / "other.jsonl"
-    asked = study(kind)
+    config = study(kind)
 
     def run(file: Path) -> None:
-        check_data_files(asked, "my.yaml")
+        check_data_files(config, "my.yaml")
         rows = read_any_rows(file) if kind == "arc_easy" else read_rows(file, kind)
         write_rows(other, sample_rows(rows, 5, 17))
         stories = stream_texts(tmp_path / "stories.jsonl")
@@ -378,8 +378,8 @@ def test_a_default_config_that_cannot_be_read_is_named(clone: Clone) -> None:
     (clone.folder / "config/config.yaml").write_bytes(b"study: caf\xe9\n")
     done = clone.snakemake("-n", "-q")
     assert done.returncode == 1
-    said = done.stderr.splitlines()[-1]
-    assert said == "config/config.yaml: line 1: not UTF-8 text; save the file as UTF-8"
+    message = done.stderr.splitlines()[-1]
+    assert message == "config/config.yaml: line 1: not UTF-8 text; save the file as UTF-8"
     assert not (clone.folder / "results").exists()
 
 
@@ -399,9 +399,9 @@ def test_a_job_says_one_line_or_prepares_what_is_odd(clone: Clone) -> None:
     printed = done.stdout + done.stderr
     assert done.returncode == 1
     assert "Traceback" not in printed
-    said = "split_corpus: 1 different stories are too few for a held-out share of 0.1"
+    message = "split_corpus: 1 different stories are too few for a held-out share of 0.1"
     log = (results / "logs/split_corpus.log").read_text(encoding="utf-8")
-    assert [said in line for line in log.splitlines()] == [True]
+    assert [message in line for line in log.splitlines()] == [True]
     assert (results / odd / "manifest.json").exists()
     # Beside how it went: no file of the other artifact, whole or half.
     left = {path.name for path in results.iterdir()}

@@ -196,11 +196,11 @@ def test_a_family(empty: Follower) -> None:
     study = empty.read("tests/config/tiny.yaml").replace("family: gpt2", "family: olmo")
     empty.write("olmo.yaml", study)
     assert empty.planned("--configfile", "olmo.yaml")["substitute_block"] == 2
-    # The tests of the models run on it, without being told.
+    # The tests of the models run on it, without an option.
     tests = ("test_saved_folder.py", "test_substitution.py")
     options = ("-q", "-k", "olmo", "-p", "no:cacheprovider", "-W", "ignore")
-    said = empty.python("-m", "pytest", *options, *(f"tests/unit/{name}" for name in tests))
-    passed = re.search(r"(\d+) passed", said)
+    output = empty.python("-m", "pytest", *options, *(f"tests/unit/{name}" for name in tests))
+    passed = re.search(r"(\d+) passed", output)
     assert passed is not None
     assert int(passed[1]) > 5
 

@@ -23,7 +23,7 @@ mount -o remount,size=8m results
 """.replace("MANIFEST", MANIFEST)
 
 
-def test_a_full_disk_is_told_of_and_the_next_call_goes_on(clone: Clone) -> None:
+def test_a_full_disk_is_reported_and_the_next_call_goes_on(clone: Clone) -> None:
     prefix = namespace()
     if prefix is None:
         pytest.skip("no file system can be mounted here, not even in a namespace")

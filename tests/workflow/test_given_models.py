@@ -1,4 +1,4 @@
-"""Models that are given: the hub is asked once, and what is wrong with a folder is one line."""
+"""Models that are given: the hub is queried once, and what is wrong with a folder is one line."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def clone(tmp_path: Path) -> Clone:
     return clone
 
 
-def test_the_hub_is_asked_once(hub: HubStandin, clone: Clone) -> None:
+def test_the_hub_is_queried_once(hub: HubStandin, clone: Clone) -> None:
     shape = {"model_type": "llama", "num_hidden_layers": 8}
     commit = hub.publish("model", "a/b", {"config.json": json.dumps(shape).encode()})
     with hub.serving():
@@ -47,7 +47,7 @@ def test_the_hub_is_asked_once(hub: HubStandin, clone: Clone) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     lock = json.loads((clone.folder / "results/compress/hub.lock.json").read_text())
     assert lock == {"model:a/b": commit, f"shape:a/b@{commit}": shape}
-    # Half of its eight blocks; nobody is asked any more.
+    # Half of its eight blocks; the hub is not queried any more.
     counts = clone.planned(*CONFIG)
     assert counts["substitute_block"] == 4
     assert counts["download_model"] == 1
@@ -72,9 +72,11 @@ def test_no_network(clone: Clone) -> None:
     assert not (clone.folder / "results").exists()
 
 
-@pytest.mark.parametrize(("spoil", "said"), BAD, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_bad_folder_is_told_by_a_dry_run(
-    clone: Clone, spoil: Callable[[Path], None], said: str
+@pytest.mark.parametrize(
+    ("spoil", "expected"), BAD, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_bad_folder_is_reported_by_a_dry_run(
+    clone: Clone, spoil: Callable[[Path], None], expected: str
 ) -> None:
     folder = clone.folder / "data/my-model"
     folder.mkdir()
@@ -89,6 +91,6 @@ def test_a_bad_folder_is_told_by_a_dry_run(
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
     assert line.startswith("config/compress.yaml: teachers.model.folder: ")
-    assert said in line
+    assert expected in line
     assert "Traceback" not in done.stderr
     assert not (clone.folder / "results").exists()

@@ -10,7 +10,7 @@ from tests.workflow.conftest import TINY, Clone
 # The clone's devices: this machine may have no GPU.
 DEVICES = "scripts/iskd/devices.py"
 SHORTER = 2.0
-"""Seconds by which two jobs that take turns may seem to overlap: starts are told in whole ones."""
+"""Seconds by which two jobs that take turns may seem to overlap: starts are in whole ones."""
 
 
 def test_two_jobs_take_turns_at_one_gpu(finished: Clone, tmp_path: Path) -> None:

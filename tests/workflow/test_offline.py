@@ -278,11 +278,11 @@ def test_prefetch_fetches_the_pinned_commits_and_nothing_that_is_run(
     assert locked == {
         f"dataset:{repo}": newest[repo] for repo in ("standin/cbt", "allenai/ai2_arc")
     }
-    assert [asked for asked in hub.asked if re.search(r"\.(bin|py)$", asked)] == [
+    assert [line for line in hub.requests if re.search(r"\.(bin|py)$", line)] == [
         # `datasets` looks whether a data set has a script, which it would refuse to run.
-        asked
-        for asked in hub.asked
-        if re.fullmatch(r"HEAD /datasets/\w+/(\w+)/resolve/\w+/\1\.py", asked)
+        line
+        for line in hub.requests
+        if re.fullmatch(r"HEAD /datasets/\w+/(\w+)/resolve/\w+/\1\.py", line)
     ]
     fetched = top / "download_reference/distilled"
     model = AutoModelForCausalLM.from_pretrained(fetched, local_files_only=True)
@@ -291,7 +291,7 @@ def test_prefetch_fetches_the_pinned_commits_and_nothing_that_is_run(
 
 
 def test_after_prefetch_the_study_needs_no_network(hub: HubStandin, prefetched: Clone) -> None:
-    asked = len(hub.asked)
+    before = len(hub.requests)
     done = call(prefetched, hub, *CALL, network=False)
     assert done.returncode == 0, done.stderr[-4000:]
     paper = prefetched.folder / RESULTS / "paper"
@@ -300,9 +300,9 @@ def test_after_prefetch_the_study_needs_no_network(hub: HubStandin, prefetched: 
     table = (paper / "table_main.csv").read_text(encoding="utf-8")
     assert "iskd" in table
     assert "distilled" in table
-    assert len(hub.asked) == asked
+    assert len(hub.requests) == before
     assert not (prefetched.folder / "no cache").exists()
-    # What has no switch set could have asked the hub, if there had been one.
+    # What has no switch set could have queried the hub, if there had been one.
     rules = rules_by_switch(prefetched)
     assert rules["online"] == DOWNLOADS
     assert rules["offline"] == {
@@ -336,20 +336,20 @@ def test_the_lock_outlives_a_newer_commit(hub: HubStandin, another: Clone) -> No
     try:
         moved = {"README.md": CBT_README, "CN/test-00000-of-00001.parquet": parquet([{"new": 1}])}
         assert hub.publish("dataset", "standin/cbt", moved) != locked
-        hub.asked.clear()
+        hub.requests.clear()
         with hub.serving():
             done = call(another, hub, str(place / "manifest.json"), "--force", *CALL)
     finally:
         hub.newest["dataset", "standin/cbt"] = locked
     assert done.returncode == 0, done.stderr[-4000:]
-    assert hub.asked
-    assert all(locked in asked for asked in hub.asked)
+    assert hub.requests
+    assert all(locked in line for line in hub.requests)
     assert (another.folder / place / "manifest.json").read_bytes() == manifest
     assert (another.folder / place / "rows.jsonl").read_bytes() == rows
 
 
-def told(done: subprocess.CompletedProcess[str], rule: str) -> list[str]:
-    """Give what a failed rule said, each line once; there must be no traceback with it."""
+def errors_of(done: subprocess.CompletedProcess[str], rule: str) -> list[str]:
+    """Give the errors of a failed rule, each line once; there must be no traceback with it."""
     printed = done.stdout + done.stderr
     assert done.returncode == 1, printed[-4000:]
     assert "Traceback" not in printed
@@ -362,15 +362,17 @@ def test_without_prefetch_and_network_the_study_ends_in_one_line(
 ) -> None:
     clone = clone_with(tmp_path / "clone", study(hub))
     done = call(clone, hub, *CALL, network=False)
-    said = {rule: told(done, rule) for rule in DOWNLOADS}
-    failed = [lines for lines in said.values() if lines]
+    errors = {rule: errors_of(done, rule) for rule in DOWNLOADS}
+    failed = [lines for lines in errors.values() if lines]
     assert failed
     for line in (line for lines in failed for line in lines):
         assert re.match(
             r"(standin|allenai)/\w+ could not be fetched \(.+\); run `snakemake prefetch`", line
         )
     # Three tasks are fetched by one rule; everything else has one line to say.
-    assert all(len(lines) == 1 for rule, lines in said.items() if rule != "download_task" and lines)
+    assert all(
+        len(lines) == 1 for rule, lines in errors.items() if rule != "download_task" and lines
+    )
     assert not list((clone.folder / RESULTS).rglob("manifest.json"))
 
 
@@ -406,7 +408,7 @@ class Missing(NamedTuple):
     ],
     ids=lambda missing: f"{missing.rule}, {missing.remedy}",
 )
-def test_what_the_hub_has_not_is_said_in_one_line(
+def test_what_the_hub_has_not_is_reported_in_one_line(
     missing: Missing, hub: HubStandin, another: Clone
 ) -> None:
     config = study(hub)
@@ -416,7 +418,7 @@ def test_what_the_hub_has_not_is_said_in_one_line(
     place = RESULTS / missing.rule / missing.name
     with hub.serving():
         done = call(another, hub, str(place / "manifest.json"), *CALL)
-    (line,) = told(done, missing.rule)
+    (line,) = errors_of(done, missing.rule)
     assert line.startswith(f"standin/{missing.repo} could not be fetched (")
     assert re.search(rf"check .*\b{missing.remedy}\b", line)
     assert not (another.folder / place / "manifest.json").exists()

@@ -23,7 +23,7 @@ def resources(printed: str, rule: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in line[1].split(", "))
 
 
-# Where only the profile is asked about, a study of fewer jobs than the paper's is planned.
+# Where only the profile matters, a study of fewer jobs than the paper's is planned.
 SMALL = ("--configfile", "config/config.yaml")
 
 

@@ -1,4 +1,4 @@
-"""What somebody at a terminal is told while a study runs, and when a job fails."""
+"""What somebody at a terminal sees while a study runs, and when a job fails."""
 
 from pathlib import Path
 

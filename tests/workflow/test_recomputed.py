@@ -27,9 +27,9 @@ def test_metrics_follow_from_the_items(paper: Paper) -> None:
 
 def test_measurements_follow_from_repeats_and_runs(paper: Paper) -> None:
     found = read_metrics(paper.folder / "measurements.csv")
-    told = {key: number for key, number in paper.numbers.items() if key in found}
-    assert set(told) == set(found)
-    for key, number in told.items():
+    published = {key: number for key, number in paper.numbers.items() if key in found}
+    assert set(published) == set(found)
+    for key, number in published.items():
         assert number.value == pytest.approx(found[key].value, rel=1e-9), key
 
 
@@ -46,14 +46,14 @@ def test_macros_print_what_was_measured(paper: Paper, rule: str) -> None:
 def test_figures_read_the_numbers_and_nothing_else(paper: Paper) -> None:
     allowed = {"collect_metrics", "collect_measurements", "metrics.csv", "measurements.csv"}
     for path in sorted(paper.folder.glob("figure_*/*/manifest.json")):
-        asked = read_manifest(path).asked
-        read = {name.split("/")[2] for name in asked["inputs"]}
-        if asked["rule"] == "figure_training":
+        request = read_manifest(path).request
+        read = {name.split("/")[2] for name in request["inputs"]}
+        if request["rule"] == "figure_training":
             # Its curves are what the trainings noted down as they went.
-            assert all(name.endswith("/manifest.json") for name in asked["inputs"])
+            assert all(name.endswith("/manifest.json") for name in request["inputs"])
             assert read == {"substitute_block", "prune_l1", "distill_student"}
         else:
-            assert read <= allowed, asked["rule"]
+            assert read <= allowed, request["rule"]
 
 
 def test_a_report_can_be_sent_to_a_colleague(finished: Clone, tmp_path: Path) -> None:
@@ -61,13 +61,13 @@ def test_a_report_can_be_sent_to_a_colleague(finished: Clone, tmp_path: Path) ->
     done = clone.snakemake("--report", "report.html", *TINY)
     assert done.returncode == 0, done.stderr[-3000:]
     page = (clone.folder / "report.html").read_text(encoding="utf-8")
-    for said in (
+    for text in (
         "Study <strong>tiny</strong>",
         "fewer than toy",
         "further down is better",
         "main results",
     ):
-        assert said in page or base64.b64encode(said.encode())[4:-4].decode() in page, said
+        assert text in page or base64.b64encode(text.encode())[4:-4].decode() in page, text
 
 
 def test_every_kind_of_file_is_documented(finished: Clone) -> None:

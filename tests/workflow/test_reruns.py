@@ -1,6 +1,6 @@
 """What reruns when, clause by clause: on copies of one finished study.
 
-Most clauses are about what Snakemake plans; a few are run, and a second call is asked again.
+Most clauses are about what Snakemake plans; a few are run, and a second call is planned again.
 """
 
 import json
@@ -130,7 +130,7 @@ def test_results_copied_into_a_fresh_clone_rerun_nothing(finished: Clone, tmp_pa
     assert clone.planned(*TINY) == {}
 
 
-def test_results_in_a_fresh_clone_are_still_told_apart_by_content(
+def test_results_in_a_fresh_clone_are_still_distinguished_by_content(
     finished: Clone, tmp_path: Path
 ) -> None:
     clone = fresh_clone_with_results(finished, tmp_path / "fresh")
@@ -200,7 +200,7 @@ def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
     done = study.snakemake(*TINY)
     assert done.returncode == 0, done.stderr[-4000:]
     after = study.files(f"{RESULTS}/figure_tradeoff/toy")
-    # Figures carry the digest of what they were asked for with, which the code is part of.
+    # Figures carry the digest of their request, which the code is part of.
     figures = {f"tradeoff.{suffix}" for suffix in ("pdf", "svg", "png")}
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {"manifest.json", "run.json", *figures}
@@ -325,7 +325,7 @@ def test_a_text_more_is_made_and_measured(study: Clone) -> None:
 # --- artifacts ------------------------------------------------------------------------------------
 
 
-def test_deleted_artifact_is_made_again_alone_when_it_is_asked_for(study: Clone) -> None:
+def test_deleted_artifact_is_made_again_alone_when_it_is_requested(study: Clone) -> None:
     """Snakemake misses no file whose every follower is there: weights may be deleted to save space.
 
     Asked for by name, it is made again, with the same manifest, and nothing that follows.

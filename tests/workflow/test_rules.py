@@ -37,7 +37,7 @@ def planned() -> dict[str, set[str]]:
     """The rules of each study that a test runs."""
     started = {study: Planning(ROOT / study) for study in RUN_BY}
     return {
-        study: {job.asked["rule"] for job in planning.finish().values()}
+        study: {job.request["rule"] for job in planning.finish().values()}
         for study, planning in started.items()
     }
 
@@ -49,7 +49,7 @@ def test_every_rule_is_run_by_a_test(planned: dict[str, set[str]]) -> None:
     assert set(ALONE) <= set(RULES) - by_studies, "a study runs it: take it out of ALONE"
 
 
-def test_the_tests_that_are_said_to_run_a_rule_are_there() -> None:
+def test_the_tests_that_are_listed_to_run_a_rule_are_there() -> None:
     for study, file in RUN_BY.items():
         name = study.rpartition("/")[2]
         text = (ROOT / file).read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """The whole workflow on the smallest study, as a user runs it: twice, in two folders.
 
 The first run has no network at all, the second one is killed on its way. All tests here share
-them. What reruns when is asked in test_reruns.py.
+them. What reruns when is tested in test_reruns.py.
 """
 
 import json

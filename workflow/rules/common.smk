@@ -98,9 +98,9 @@ def lock_study():
 
 
 def take_turns_at_the_gpu():
-    """Run one job at a time on this machine's GPU, unless the caller has said how many.
+    """Run one job at a time on this machine's GPU, unless the caller has given how many.
 
-    Snakemake limits no resource that it was not told of, and two jobs would share a card's memory.
+    Snakemake limits no resource that it was not given, and two jobs would share a card's memory.
     Where trainings share several GPUs there are as many turns as these ask for.
     """
     if (

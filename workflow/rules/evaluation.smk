@@ -219,7 +219,7 @@ EVALUATED = [
 
 
 rule collect_measurements:
-    """Collect what clocks and sensors said into one tidy table."""
+    """Collect what clocks and sensors measured into one tidy table."""
     input:
         **metrics_file(),
         repeats=ancient(MEASURED),

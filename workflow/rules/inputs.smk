@@ -29,7 +29,7 @@ def metrics_file():
 
 
 def measurements_file():
-    """Give the study's table of what clocks and sensors said."""
+    """Give the study's table of what clocks and sensors measured."""
     return {
         "measurements_manifest": "<results>/collect_measurements/manifest.json",
         "measurements": ancient("<results>/measurements.csv"),
@@ -226,7 +226,7 @@ def params_of(describe, *names):
 
 
 def baseline_params(*names):
-    """Give a baseline what all of them are asked, and what one method asks besides."""
+    """Give a baseline the parameters of all of them, and those of its method."""
     return params_of(
         lambda wildcards: PLAN.trainings.baseline(wildcard_model(wildcards)),
         *("training", "objective", "validation", "save_precision"),

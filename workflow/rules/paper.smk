@@ -307,7 +307,7 @@ rule collect_paper:
         "../../envs/iskd.yaml"
     params:
         names=list(PAPER_FILES),
-        # An auditor's: what all this was asked for with. Only this cheap rule depends on all of it.
+        # An auditor's: the request of all this. Only this cheap rule depends on all of it.
         config=PLAN.jobs.recorded_config(),
         code=code_fingerprint("collect_paper"),
     script:

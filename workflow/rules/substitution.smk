@@ -20,7 +20,7 @@ rule plan_substitutions:
         "<logs>/plan_substitutions/{teacher}/{arm}/seed_{seed}.log",
     benchmark:
         "<benchmarks>/plan_substitutions/{teacher}/{arm}/seed_{seed}.jsonl"
-    # Sizes that do not fit are said before anything is trained.
+    # Sizes that do not fit are reported before anything is trained.
     priority: 20
     conda:
         "../../envs/iskd.yaml"

@@ -63,11 +63,11 @@ def statements(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Fin
         elif found.run.get("statement") != found.digest:
             yield Finding(place, Code.WRONG_RUN, f"{RUN} is about another {MANIFEST}")
         if place in plan:
-            asked, wanted = found.statement.asked, plan[place].asked
+            request, wanted = found.statement.request, plan[place].request
             for key in ("rule", "wildcards"):
-                if asked[key] != wanted[key]:
-                    said = f"its manifest says {key} {asked[key]!r}"
-                    yield Finding(place, Code.WRONG_SUBJECT, said)
+                if request[key] != wanted[key]:
+                    message = f"its manifest says {key} {request[key]!r}"
+                    yield Finding(place, Code.WRONG_SUBJECT, message)
                     break
 
 
@@ -83,7 +83,7 @@ def made(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Finding]:
             yield Finding(
                 f"{place}/{name}", Code.WRONG_FILES, "its rule makes it, and it is not named"
             )
-        same_code = found.statement.asked["code"] == planned.asked["code"]
+        same_code = found.statement.request["code"] == planned.request["code"]
         # How many files hold a model's weights depends on its size, so its rule names none.
         model, weights = _CONFIG in planned.files, weights_in(named)
         if model and not weights:
@@ -93,8 +93,8 @@ def made(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Finding]:
             if not model or Path(name).suffix not in _BESIDE_WEIGHTS:
                 yield Finding(f"{place}/{name}", Code.WRONG_FILES, "its rule makes no such file")
             elif name.endswith(".py") and same_code and modules.get(name) != named[name].sha256:
-                said = "it is not the code that its rule puts beside the weights"
-                yield Finding(f"{place}/{name}", Code.WRONG_FILES, said)
+                message = "it is not the code that its rule puts beside the weights"
+                yield Finding(f"{place}/{name}", Code.WRONG_FILES, message)
 
 
 def to_digest(folder: StudyFolder) -> list[Path]:
@@ -113,8 +113,8 @@ def contents(
     copies = {name: planned.place for planned in plan.values() for name in planned.copies}
     for place, found in folder.artifacts.items():
         if found.statement is not None:
-            for name, said in found.statement.files.items():
-                yield from _file(folder, f"{place}/{name}", said, digests)
+            for name, recorded in found.statement.files.items():
+                yield from _file(folder, f"{place}/{name}", recorded, digests)
             for name in found.files:
                 if name not in found.statement.files and f"{place}/{name}" not in copies:
                     what = "the manifest does not name it"
@@ -131,15 +131,17 @@ def contents(
             yield Finding(name, Code.CONTENT_CHANGED, f"it is no copy of the one in {place}")
 
 
-def _file(folder: StudyFolder, name: str, said: Produced, digests: Digests) -> Iterator[Finding]:
+def _file(
+    folder: StudyFolder, name: str, recorded: Produced, digests: Digests
+) -> Iterator[Finding]:
     path = folder.path / name
     if path not in digests:
         if name not in folder.links:
             yield Finding(name, Code.MISSING_FILE, "the manifest names it")
-    elif digests[path] != said.sha256:
-        yield _changed(name, path, said.tensors)
-    elif path.stat().st_size != said.size:
-        what = f"it has {path.stat().st_size} bytes, the manifest says {said.size}"
+    elif digests[path] != recorded.sha256:
+        yield _changed(name, path, recorded.tensors)
+    elif path.stat().st_size != recorded.size:
+        what = f"it has {path.stat().st_size} bytes, the manifest says {recorded.size}"
         yield Finding(name, Code.CONTENT_CHANGED, what)
 
 
@@ -158,7 +160,7 @@ def chain(folder: StudyFolder) -> Iterator[Finding]:
     for place, found in folder.artifacts.items():
         if found.statement is None:
             continue
-        for name, about in found.statement.asked["inputs"].items():
+        for name, about in found.statement.request["inputs"].items():
             origin = folder.source(name)
             if origin is None:
                 continue
@@ -170,8 +172,8 @@ def chain(folder: StudyFolder) -> Iterator[Finding]:
             elif source.statement is not None and source.statement.artifact == about.get(
                 "artifact"
             ):
-                said = f"{name} is another statement about the same files"
-                yield Finding(place, Code.CHAIN_STATEMENT, said)
+                message = f"{name} is another statement about the same files"
+                yield Finding(place, Code.CHAIN_STATEMENT, message)
             else:
                 yield Finding(place, Code.CHAIN_BROKEN, f"made from another {name} than lies here")
     yield from _cycles(folder)
@@ -187,7 +189,7 @@ def raw_inputs(folder: StudyFolder) -> dict[str, list[tuple[str, str]]]:
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for place, artifact in folder.artifacts.items():
         if artifact.statement is not None:
-            for name, about in artifact.statement.asked["inputs"].items():
+            for name, about in artifact.statement.request["inputs"].items():
                 below = folder.below(name)
                 if below is not None and folder.source(name) is None:
                     found[below].append((place, about["sha256"]))
@@ -207,7 +209,7 @@ def raw_chain(folder: StudyFolder, digest: Callable[[Path], str]) -> Iterator[Fi
 
 def _sources(folder: StudyFolder, found: Found) -> Iterator[str]:
     if found.statement is not None:
-        names = map(folder.source, found.statement.asked["inputs"])
+        names = map(folder.source, found.statement.request["inputs"])
         yield from (name for name in names if name is not None)
 
 
@@ -268,7 +270,7 @@ def inputs(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Finding
         if found is None or found.statement is None:
             continue
         wanted = set(input_names(planned.read, lambda path: _in_artifact(path, plan)))
-        given = set(found.statement.asked["inputs"])
+        given = set(found.statement.request["inputs"])
         for name in sorted(wanted - given):
             yield Finding(place, Code.WRONG_INPUT_SET, f"it was not made from {name}")
         for name in sorted(given - wanted):
@@ -282,7 +284,7 @@ def _in_artifact(path: Path, plan: Mapping[str, Planned]) -> bool:
 def currency(
     folder: StudyFolder, plan: Mapping[str, Planned], lock: str, *, code: bool
 ) -> Iterator[Finding]:
-    """Compare parameters, and if asked code and packages, with what the workflow would use now.
+    """Compare parameters, and on request code and packages, with what the workflow would use now.
 
     Args:
         folder: the study.
@@ -294,15 +296,15 @@ def currency(
         found = folder.artifacts.get(place)
         if found is None or found.statement is None:
             continue
-        asked, wanted = found.statement.asked, planned.asked
+        request, wanted = found.statement.request, planned.request
         for key in ("parameters", "seed"):
-            for where, old, new in differences(asked[key], wanted[key], key):
-                said = f"{where} was {reprlib.repr(old)}, the config has {reprlib.repr(new)}"
-                yield Finding(place, Code.STALE_CONFIG, said)
-        if code and asked["code"] != wanted["code"]:
-            said = f"by code {asked['code']}, the checkout has {wanted['code']}"
-            yield Finding(place, Code.STALE_CODE, said)
-        if code and asked["lock"] != lock:
+            for where, old, new in differences(request[key], wanted[key], key):
+                message = f"{where} was {reprlib.repr(old)}, the config has {reprlib.repr(new)}"
+                yield Finding(place, Code.STALE_CONFIG, message)
+        if code and request["code"] != wanted["code"]:
+            message = f"by code {request['code']}, the checkout has {wanted['code']}"
+            yield Finding(place, Code.STALE_CODE, message)
+        if code and request["lock"] != lock:
             yield Finding(place, Code.STALE_ENVIRONMENT, "the lock of packages is another one now")
 
 
@@ -324,9 +326,9 @@ def mixtures(folder: StudyFolder) -> Iterator[Finding]:
     locks: dict[str, list[str]] = defaultdict(list)
     for place, found in folder.artifacts.items():
         if found.statement is not None:
-            asked = found.statement.asked
-            by_rule[asked["rule"]][asked["code"]].append(place)
-            locks[asked["lock"]].append(place)
+            request = found.statement.request
+            by_rule[request["rule"]][request["code"]].append(place)
+            locks[request["lock"]].append(place)
     for rule, codes in by_rule.items():
         yield from _fewer(codes, Code.MIXED_CODE, f"other code of {rule} than made the others")
     yield from _fewer(locks, Code.MIXED_ENVIRONMENT, "another lock than the others have")

@@ -32,21 +32,24 @@ def lay_out_code(found: Found, top: Path, done: Reproduction) -> None:
         UnavailableError: the code cannot be had.
     """
     assert found.statement is not None  # noqa: S101 - the caller has looked
-    asked, run = found.statement.asked, found.run or {}
-    if code_fingerprint(asked["rule"]) == asked["code"] and file_digest(LOCK) == asked["lock"]:
+    request, run = found.statement.request, found.run or {}
+    if (
+        code_fingerprint(request["rule"]) == request["code"]
+        and file_digest(LOCK) == request["lock"]
+    ):
         copy_code(top)
         if run.get("code") != tree_digest():
             done.notes.append("this checkout is another; what the rule runs is the same in it")
     else:
-        check_out(run, top, lambda code: _fingerprint_in(code, asked["rule"]) == asked["code"])
-        if file_digest(top / LOCK_FILE) != asked["lock"]:
+        check_out(run, top, lambda code: _fingerprint_in(code, request["rule"]) == request["code"])
+        if file_digest(top / LOCK_FILE) != request["lock"]:
             raise RefusedError("it was made with another lock of packages than its code has")
-    if file_digest(LOCK) != asked["lock"]:
+    if file_digest(LOCK) != request["lock"]:
         done.notes.append("the packages here are another lock's than it was made with")
     for package, version in versions().items():
-        told = (run.get("versions") or {}).get(package)
-        if told != version:
-            done.notes.append(f"{package} {version} here, {told} then")
+        recorded = (run.get("versions") or {}).get(package)
+        if recorded != version:
+            done.notes.append(f"{package} {version} here, {recorded} then")
 
 
 def _fingerprint_in(top: Path, rule: str) -> str:
@@ -73,7 +76,7 @@ def lay_out_inputs(folder: StudyFolder, statement: Statement, top: Path) -> None
     Raises:
         RefusedError: an input is not in the study, or is not as it was.
     """
-    for name, about in statement.asked["inputs"].items():
+    for name, about in statement.request["inputs"].items():
         below = folder.below(name)
         if below is None:
             raise RefusedError(f"it was made from the local file {name}, which is not in the study")
@@ -84,9 +87,9 @@ def lay_out_inputs(folder: StudyFolder, statement: Statement, top: Path) -> None
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
         if source.name == MANIFEST:
-            for file, said in read_manifest(source).files.items():
+            for file, produced in read_manifest(source).files.items():
                 part = source.parent / file
-                if not part.is_file() or file_digest(part) != said.sha256:
+                if not part.is_file() or file_digest(part) != produced.sha256:
                     raise RefusedError(f"{part.name} of its input {name} is not here as it was")
                 copy = target.parent / file
                 copy.parent.mkdir(parents=True, exist_ok=True)

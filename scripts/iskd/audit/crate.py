@@ -36,7 +36,7 @@ _TYPES = {
     **{".gz": "application/gzip", ".zip": "application/zip", ".yaml": "application/yaml"},
     **{".py": "text/x-python", ".safetensors": "application/octet-stream"},
 }
-# What a job is told, and its kind.
+# The inputs of a job that are no files, and their kind.
 _KINDS = {"parameters": "Text", "seed": "Integer"}
 # What run.json tells of a job's needs, with its unit.
 _USAGE = {"seconds": "s", "peak_memory_mb": "MB", "peak_gpu_memory_mb": "MB", "energy_joules": "J"}
@@ -54,12 +54,12 @@ class _Job:
     run: Mapping[str, Any]
 
     @property
-    def asked(self) -> Mapping[str, Any]:
-        return self.statement.asked
+    def request(self) -> Mapping[str, Any]:
+        return self.statement.request
 
     @property
     def rule(self) -> str:
-        return str(self.asked["rule"])
+        return str(self.request["rule"])
 
     @property
     def folder(self) -> str:
@@ -83,8 +83,8 @@ class _Job:
 
     @property
     def values(self) -> dict[str, Any]:
-        parameters = json.dumps(self.asked["parameters"], sort_keys=True)
-        seed = self.asked["seed"]
+        parameters = json.dumps(self.request["parameters"], sort_keys=True)
+        seed = self.request["seed"]
         return {"parameters": parameters} | ({} if seed is None else {"seed": seed})
 
 
@@ -142,7 +142,7 @@ def _entities(folder: StudyFolder, jobs: list[_Job]) -> Iterator[Entity]:
         yield from _job(folder, job)
     yield from _run(folder, jobs)
     # Copies that jobs read in place of the artifact's own file.
-    read = {folder.below(name) for job in jobs for name in job.asked["inputs"]}
+    read = {folder.below(name) for job in jobs for name in job.request["inputs"]}
     yield from (_file(folder, name) for name in sorted(folder.loose) if name in read)
     for profile in _PROFILES:
         name, _, version = profile.rpartition("/")
@@ -159,7 +159,7 @@ def _code(folder: StudyFolder, by_rule: Mapping[str, list[_Job]]) -> Iterator[En
         if about["@id"] == _tool(rule) and rule in by_rule:
             about["@type"] = ["File", "SoftwareSourceCode"]
             # One rule's artifacts have one digest of its code, or it is a finding.
-            about |= {"name": rule, "version": by_rule[rule][0].asked["code"]}
+            about |= {"name": rule, "version": by_rule[rule][0].request["code"]}
             about["input"] = _refer(*_parameters(rule, by_rule[rule]))
         elif about["@id"] == _SNAKEFILE:
             about["@type"] = ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"]
@@ -173,13 +173,13 @@ def _code(folder: StudyFolder, by_rule: Mapping[str, list[_Job]]) -> Iterator[En
     yield _file(folder, CONFIG) | {"name": "the study's config"}
     version = re.search(r"^snakemake==(\S+)", (top / LOCK_FILE).read_text(encoding="utf-8"), re.M)
     site = "https://snakemake.github.io"
-    told = {"name": "Snakemake", "url": site, "version": version[1] if version else "unknown"}
-    yield _entity("#snakemake", "SoftwareApplication", **told)
-    yield _entity(_LANGUAGE, "ComputerLanguage", **told, identifier={"@id": site})
+    properties = {"name": "Snakemake", "url": site, "version": version[1] if version else "unknown"}
+    yield _entity("#snakemake", "SoftwareApplication", **properties)
+    yield _entity(_LANGUAGE, "ComputerLanguage", **properties, identifier={"@id": site})
 
 
 def _steps(by_rule: Mapping[str, list[_Job]]) -> Iterator[Entity]:
-    """Describe each rule as a step, in the order in which they first ran, and what it is told."""
+    """Describe each rule as a step, in the order in which they first ran, with its inputs."""
     for position, (rule, jobs) in enumerate(by_rule.items()):
         tool = {"workExample": {"@id": _tool(rule)}, "position": str(position), "name": rule}
         yield _entity(_step(rule), "HowToStep", **tool)
@@ -198,8 +198,8 @@ def _steps(by_rule: Mapping[str, list[_Job]]) -> Iterator[Entity]:
 def _artifact(folder: StudyFolder, job: _Job) -> Iterator[Entity]:
     """Describe an artifact's folder and files, by the digests that its statement gives."""
     files = [
-        _described(f"{job.place}/{name}", said.sha256, said.size)
-        for name, said in sorted(job.statement.files.items())
+        _described(f"{job.place}/{name}", produced.sha256, produced.size)
+        for name, produced in sorted(job.statement.files.items())
     ]
     files += [_file(folder, f"{job.place}/{name}") for name in (MANIFEST, RUN)]
     parts = _refer(*(about["@id"] for about in files))
@@ -209,9 +209,9 @@ def _artifact(folder: StudyFolder, job: _Job) -> Iterator[Entity]:
 
 
 def _job(folder: StudyFolder, job: _Job) -> Iterator[Entity]:
-    """Describe the job that made an artifact: what it read, was asked for, and took."""
+    """Describe the job that made an artifact: its inputs, its request and its usage."""
     sources: list[str] = []
-    for name, about in job.asked["inputs"].items():
+    for name, about in job.request["inputs"].items():
         origin, below = folder.source(name), folder.below(name)
         if origin is not None:
             sources.append(f"{quote(origin)}/")
@@ -222,13 +222,13 @@ def _job(folder: StudyFolder, job: _Job) -> Iterator[Entity]:
             yield _entity(sources[-1], "CreativeWork", name=name, sha256=about["sha256"])
     for name, value in job.values.items():
         formal = {"@id": f"#tool/{job.rule}/{name}"}
-        told = {"name": name, "value": value, "exampleOfWork": formal}
-        yield _entity(f"{job.action}/{name}", "PropertyValue", **told)
+        properties = {"name": name, "value": value, "exampleOfWork": formal}
+        yield _entity(f"{job.action}/{name}", "PropertyValue", **properties)
     usage = [name for name in _USAGE if job.run.get(name) is not None]
     for name in usage:
-        told = {"name": name, "value": job.run[name], "unitText": _USAGE[name]}
-        told["propertyID"] = f"urn:iskd:run:{name}"
-        yield _entity(f"{job.action}/{name}", "PropertyValue", **told)
+        properties = {"name": name, "value": job.run[name], "unitText": _USAGE[name]}
+        properties["propertyID"] = f"urn:iskd:run:{name}"
+        yield _entity(f"{job.action}/{name}", "PropertyValue", **properties)
     yield _entity(
         job.action,
         "CreateAction",
@@ -297,13 +297,13 @@ def _described(name: str, digest: str, size: int) -> Entity:
     form = _TYPES.get(Path(name).suffix, "application/octet-stream")
     if name.endswith(f"/{MANIFEST}"):
         form = "application/vnd.in-toto+json"
-    told = {"name": name, "sha256": digest, "contentSize": str(size), "encodingFormat": form}
-    return _entity(quote(name), "File", **told)
+    properties = {"name": name, "sha256": digest, "contentSize": str(size), "encodingFormat": form}
+    return _entity(quote(name), "File", **properties)
 
 
 def _entity(identity: str, kind: str, **properties: Any) -> Entity:
-    told = {key: value for key, value in properties.items() if value not in (None, [])}
-    return {"@id": identity, "@type": kind, **told}
+    present = {key: value for key, value in properties.items() if value not in (None, [])}
+    return {"@id": identity, "@type": kind, **present}
 
 
 def _refer(*identities: str) -> list[Entity] | Entity:
@@ -320,7 +320,7 @@ def licence_of(metadata: bytes) -> str | None:
     """
     try:
         graph: Iterable[Entity] = json.loads(metadata)["@graph"]
-        told = next(entity["license"] for entity in graph if entity["@id"] == "./")
+        licence = next(entity["license"] for entity in graph if entity["@id"] == "./")
     except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
         return None
-    return told if isinstance(told, str) else None
+    return licence if isinstance(licence, str) else None

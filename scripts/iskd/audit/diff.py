@@ -42,11 +42,11 @@ class Difference:
     def as_text(self) -> str:
         """Give the differences for people; long sections are cut, and say so."""
         lines: list[str] = []
-        for name, said in self.found.items():
-            lines.append(f"{name}: {len(said) or 'no'} difference{'s' * (len(said) != 1)}")
-            lines += [f"  {line}" for line in said[:_SHOWN]]
-            if len(said) > _SHOWN:
-                lines.append(f"  ... and {len(said) - _SHOWN} more")
+        for name, messages in self.found.items():
+            lines.append(f"{name}: {len(messages) or 'no'} difference{'s' * (len(messages) != 1)}")
+            lines += [f"  {line}" for line in messages[:_SHOWN]]
+            if len(messages) > _SHOWN:
+                lines.append(f"  ... and {len(messages) - _SHOWN} more")
         return "\n".join(lines) + "\n"
 
 
@@ -73,8 +73,8 @@ def _by_rule(folder: StudyFolder) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for artifact in folder.artifacts.values():
         if artifact.statement is not None:
-            asked = artifact.statement.asked
-            found.setdefault(asked["rule"], set()).add(asked["code"])
+            request = artifact.statement.request
+            found.setdefault(request["rule"], set()).add(request["code"])
     return found
 
 
@@ -87,7 +87,7 @@ def _code(one: StudyFolder, other: StudyFolder) -> Iterator[str]:
 
 def _environment(one: StudyFolder, other: StudyFolder) -> Iterator[str]:
     locks = [
-        sorted({a.statement.asked["lock"] for a in folder.artifacts.values() if a.statement})
+        sorted({a.statement.request["lock"] for a in folder.artifacts.values() if a.statement})
         for folder in (one, other)
     ]
     if locks[0] != locks[1]:
@@ -97,10 +97,10 @@ def _environment(one: StudyFolder, other: StudyFolder) -> Iterator[str]:
         runs = [folder.artifacts[place].run or {} for folder in (one, other)]
         for key in _HOW:
             for where, old, new in differences(runs[0].get(key), runs[1].get(key), key):
-                said = f"{where}: {old!r}, {new!r}"
-                seen[said] = seen.get(said, 0) + 1
-    for said, count in seen.items():
-        yield f"{said} ({count} artifacts)"
+                message = f"{where}: {old!r}, {new!r}"
+                seen[message] = seen.get(message, 0) + 1
+    for message, count in seen.items():
+        yield f"{message} ({count} artifacts)"
 
 
 def _artifacts(one: StudyFolder, other: StudyFolder, rules: tuple[str, ...]) -> Iterator[str]:
@@ -142,8 +142,8 @@ def _numbers(one: Path, other: Path) -> Iterator[str]:
             gap = abs(old - new) / max(abs(old), abs(new), 1e-300) if old != new else 0.0
             what = f"{old:.6g}, {new:.6g}" if old != new else "the same value, another interval"
             apart.append((gap, f"{name}: {what}"))
-    for _, said in sorted(apart, key=lambda pair: (-pair[0], pair[1])):
-        yield said
+    for _, message in sorted(apart, key=lambda pair: (-pair[0], pair[1])):
+        yield message
 
 
 def _number(text: str) -> float:

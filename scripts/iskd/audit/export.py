@@ -63,8 +63,8 @@ def check(folder: StudyFolder) -> Iterator[Finding]:
         yield from _compared(folder)
     # What lies there is anybody's.
     except Exception as error:
-        said = f"nothing can be exported from what lies here: {type(error).__name__}: {error}"
-        yield Finding(CRATE, Code.EXPORT, " ".join(said.split()))
+        message = f"nothing can be exported from what lies here: {type(error).__name__}: {error}"
+        yield Finding(CRATE, Code.EXPORT, " ".join(message.split()))
 
 
 def _compared(folder: StudyFolder) -> Iterator[Finding]:

@@ -90,16 +90,16 @@ class StudyFolder:
             elif (own := name[len(owner) + 1 :]) not in (MANIFEST, RUN):
                 self.artifacts[owner].files[own] = size
 
-        self.name = self._told_name() or path.resolve().name
+        self.name = self._recorded_name() or path.resolve().name
 
-    def _told_name(self) -> str | None:
+    def _recorded_name(self) -> str | None:
         """Give the name by which the study's own numbers know it."""
         found = self.artifacts.get(METRICS)
         try:
-            told = found.statement.asked["parameters"]["study"]  # type: ignore[union-attr]
+            name = found.statement.request["parameters"]["study"]  # type: ignore[union-attr]
         except (AttributeError, KeyError, TypeError):
             return None
-        return told if isinstance(told, str) else None
+        return name if isinstance(name, str) else None
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in sorted(os.scandir(folder), key=lambda e: e.name):
@@ -139,8 +139,8 @@ class StudyFolder:
         except (OSError, StatementError) as error:
             found.wrong = str(error)
         try:
-            told = json.loads(run.read_bytes()) if run.stat().st_size <= MAX_BYTES else None
-            found.run = told if isinstance(told, dict) else None
+            report = json.loads(run.read_bytes()) if run.stat().st_size <= MAX_BYTES else None
+            found.run = report if isinstance(report, dict) else None
         except (OSError, ValueError, RecursionError):
             pass
         return found
@@ -185,7 +185,9 @@ def recorded_config(path: Path) -> str:
     """
     _check_there(path)
     found = StudyFolder.read_one(path, PAPER)
-    config = None if found.statement is None else found.statement.asked["parameters"].get("config")
+    config = (
+        None if found.statement is None else found.statement.request["parameters"].get("config")
+    )
     if not isinstance(config, str):
         raise UserError(
             f"{path}: {PAPER}/manifest.json does not tell the study's config; "

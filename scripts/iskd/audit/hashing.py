@@ -43,8 +43,8 @@ class Memory:
         self._path, self.trusted = path, 0
         self._known: dict[str, tuple[Stamp, str]] = {}
         try:
-            told: Any = json.loads(path.read_text(encoding="utf-8"))
-            self._known = {name: (list(stamp), str(d)) for name, (stamp, d) in told.items()}
+            stored: Any = json.loads(path.read_text(encoding="utf-8"))
+            self._known = {name: (list(stamp), str(d)) for name, (stamp, d) in stored.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             pass  # none yet, or none that can be read: everything is read again
 

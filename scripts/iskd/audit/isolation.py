@@ -68,8 +68,8 @@ def run_killed(top: Path, target: str, rule: str) -> bool:
 
 def has_resumed(artifact: Path) -> bool:
     """Tell whether the last run of a job went on from what an earlier one had saved."""
-    told = json.loads((artifact / RUN).read_text(encoding="utf-8"))
-    return bool(told["resumed_after_steps"] or told["resumed_after_texts"])
+    report = json.loads((artifact / RUN).read_text(encoding="utf-8"))
+    return bool(report["resumed_after_steps"] or report["resumed_after_texts"])
 
 
 def clean_environment(top: Path) -> dict[str, str]:
@@ -95,5 +95,7 @@ def no_network() -> Sequence[str]:
 def reason_of(ran: "subprocess.CompletedProcess[str]") -> str:
     """Give the line of Snakemake's output that says best why a job failed."""
     lines = [line.strip() for line in (ran.stdout + ran.stderr).splitlines() if line.strip()]
-    told = [line for line in lines if " failed: " in line or "Exception" in line or "rror" in line]
-    return (told or lines or ["snakemake said nothing"])[-1 if not told else 0][:300]
+    errors = [
+        line for line in lines if " failed: " in line or "Exception" in line or "rror" in line
+    ]
+    return (errors or lines or ["snakemake said nothing"])[-1 if not errors else 0][:300]

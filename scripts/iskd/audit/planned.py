@@ -22,7 +22,7 @@ class Planned:
 
     Attributes:
         place: its folder below the study's.
-        asked: ``rule``, ``wildcards``, ``parameters``, ``seed``, ``code``.
+        request: ``rule``, ``wildcards``, ``parameters``, ``seed``, ``code``.
         inputs: the files that its job reads, by what they are to it.
         files: that its job promises to write into its folder, the manifest left out; a model's
             folder holds a few more.
@@ -31,7 +31,7 @@ class Planned:
     """
 
     place: str
-    asked: dict[str, Any]
+    request: dict[str, Any]
     inputs: dict[str, str | list[str]]
     files: list[str]
     copies: list[str]
@@ -44,7 +44,7 @@ class Planned:
 
 
 class Planning:
-    """The workflow's own plan of a study, asked for in a process of its own."""
+    """The workflow's own plan of a study, made in a process of its own."""
 
     def __init__(self, config: Path | str) -> None:
         """Start to plan.
@@ -80,19 +80,19 @@ class Planning:
         Raises:
             UserError: the workflow cannot plan this config.
         """
-        printed, said = self._process.communicate()
+        printed, errors = self._process.communicate()
         self._folder.cleanup()
         if self._process.returncode != 0:
-            last = [line for line in said.splitlines() if line.strip()][-1:]
+            last = [line for line in errors.splitlines() if line.strip()][-1:]
             raise UserError(f"the study's config cannot be planned: {' '.join(last)}")
         plan: dict[str, Planned] = {}
         for job in json.loads(printed):
             place = "/".join(Path(job["manifest"]).parts[2:-1])
-            asked = {key: job[key] for key in ("rule", "wildcards", "parameters", "seed", "code")}
+            request = {key: job[key] for key in ("rule", "wildcards", "parameters", "seed", "code")}
             outputs = ["/".join(Path(name).parts[2:]) for name in job["outputs"]]
             files = [name.removeprefix(f"{place}/") for name in outputs]
             files = [name for name in files if "/" not in name and name != MANIFEST]
             copies = [name for name in outputs if name.rpartition("/")[0] != place]
             copies = [name for name in copies if not name.startswith("benchmarks/")]
-            plan[place] = Planned(place, asked, job["inputs"], files, copies)
+            plan[place] = Planned(place, request, job["inputs"], files, copies)
         return plan

@@ -56,7 +56,7 @@ def remaking(
         What is found.
     """
     # Cards are the many and the quick ones: what is slow comes first, for all to end together.
-    ordered = sorted(places, key=lambda place: plan[place].asked["rule"] == "model_card")
+    ordered = sorted(places, key=lambda place: plan[place].request["rule"] == "model_card")
     workers = min(os.cpu_count() or 1, len(places) // _WORTH_A_PROCESS)
     if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
         yield (finding for place in ordered for finding in _remade(folder, plan, place))
@@ -90,17 +90,17 @@ def _remade(folder: StudyFolder, plan: Mapping[str, Planned], place: str) -> Ite
         try:
             made = _run_script(folder, planned, found.statement, Path(scratch))
         except (Exception, SystemExit) as error:
-            said = f"{planned.asked['rule']} fails on what lies here: {error}"
-            yield Finding(place, _code_of(planned), " ".join(said.split()))
+            message = f"{planned.request['rule']} fails on what lies here: {error}"
+            yield Finding(place, _code_of(planned), " ".join(message.split()))
             return
     for name, file in found.statement.files.items():
         if made.get(name) != file.sha256:
-            said = "made again from what lies here, it has other bytes"
-            yield Finding(f"{place}/{name}", _code_of(planned), said)
+            message = "made again from what lies here, it has other bytes"
+            yield Finding(f"{place}/{name}", _code_of(planned), message)
 
 
 def _code_of(planned: Planned) -> Code:
-    from_items = planned.asked["rule"] in FROM_ITEMS
+    from_items = planned.request["rule"] in FROM_ITEMS
     return Code.METRIC_NOT_FROM_ITEMS if from_items else Code.NOT_FROM_METRICS
 
 
@@ -137,20 +137,20 @@ def _run_script(
         for name, files in planned.inputs.items()
     }
     # The plan's, not the statement's: nobody else says what is written where.
-    asked = planned.asked
-    params = asked["parameters"] | {"code": asked["code"]}
-    if asked["seed"] is not None:
-        params["seed"] = asked["seed"]
-    rule = asked["rule"]
+    request = planned.request
+    params = request["parameters"] | {"code": request["code"]}
+    if request["seed"] is not None:
+        params["seed"] = request["seed"]
+    rule = request["rule"]
     assignment = Assignment(
         script=str(SCRIPTS / f"{rule}.py"),
         rule=rule,
         params=params,
-        wildcards=asked["wildcards"],
+        wildcards=request["wildcards"],
         inputs=inputs,
         threads=1,
         log=None,
-        request=statement.asked,
+        request=statement.request,
         out=str(out),
         work=str(scratch / "work"),
         started=0.0,
@@ -165,13 +165,13 @@ def _run_script(
 def evaluations(folder: StudyFolder) -> Iterator[Finding]:
     """Work out every evaluation's numbers from its answers to the items."""
     for place, found in folder.artifacts.items():
-        if found.statement is None or found.statement.asked["rule"] not in _WITH_ANSWERS:
+        if found.statement is None or found.statement.request["rule"] not in _WITH_ANSWERS:
             continue
         try:
             yield from _evaluation(folder, place, found.statement)
         except Exception as error:
-            said = f"its answers cannot be read: {type(error).__name__}: {error}"
-            yield Finding(place, Code.METRIC_NOT_FROM_ITEMS, " ".join(said.split()))
+            message = f"its answers cannot be read: {type(error).__name__}: {error}"
+            yield Finding(place, Code.METRIC_NOT_FROM_ITEMS, " ".join(message.split()))
 
 
 def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterator[Finding]:
@@ -182,8 +182,8 @@ def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterat
     unpacked(folder.path / place / SAMPLES)
     samples = read_samples(folder.path / place / SAMPLES)
     result = read_result(folder.path / place / RESULT)
-    if statement.asked["rule"] == "evaluate":
-        task = statement.asked["parameters"]["task"]
+    if statement.request["rule"] == "evaluate":
+        task = statement.request["parameters"]["task"]
         metrics = metrics_of(samples, task["kind"], stock=task["stock"])
     else:
         metrics = heldout_metrics(samples)
@@ -192,12 +192,12 @@ def _evaluation(folder: StudyFolder, place: str, statement: Statement) -> Iterat
         old, new = result["metrics"].get(name), again.get(name)
         if old != new:
             values = [None if number is None else number["value"] for number in (old, new)]
-            said = f"{name} is said to be {values[0]}, the items give {values[1]}"
-            yield Finding(f"{place}/{RESULT}", Code.METRIC_NOT_FROM_ITEMS, said)
+            message = f"{name} is said to be {values[0]}, the items give {values[1]}"
+            yield Finding(f"{place}/{RESULT}", Code.METRIC_NOT_FROM_ITEMS, message)
     for name, value in statement.summary.items():
         if name in again and again[name]["value"] != value:
-            said = f"the manifest says {name} is {value}, the items give {again[name]['value']}"
-            yield Finding(place, Code.METRIC_NOT_FROM_ITEMS, said)
+            message = f"the manifest says {name} is {value}, the items give {again[name]['value']}"
+            yield Finding(place, Code.METRIC_NOT_FROM_ITEMS, message)
 
 
 def models(folder: StudyFolder) -> Iterator[Finding]:
@@ -207,20 +207,20 @@ def models(folder: StudyFolder) -> Iterator[Finding]:
             continue
         try:
             yield from _parameters(folder, found)
-            if found.statement.asked["rule"] == "substitute_block":
+            if found.statement.request["rule"] == "substitute_block":
                 yield from _blocks(folder, place, found)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            said = f"the model cannot be read: {type(error).__name__}: {error}"
-            yield Finding(place, Code.WEIGHTS_NOT_AS_SAID, " ".join(said.split()))
+            message = f"the model cannot be read: {type(error).__name__}: {error}"
+            yield Finding(place, Code.WEIGHTS_NOT_AS_SAID, " ".join(message.split()))
 
 
 def _parameters(folder: StudyFolder, found: Found) -> Iterator[Finding]:
     assert found.statement is not None  # noqa: S101 - the caller has looked
-    place, said = found.place, found.statement.summary.get("parameters")
+    place, stated = found.place, found.statement.summary.get("parameters")
     top = folder.path / place
     counted = sum(count_parameters(top / name) for name in weights_in(found.files))
-    if said is not None and said != counted:
-        text = f"the weights have {counted} parameters, the manifest says {said}"
+    if stated is not None and stated != counted:
+        text = f"the weights have {counted} parameters, the manifest says {stated}"
         yield Finding(place, Code.WEIGHTS_NOT_AS_SAID, text)
 
 
@@ -237,7 +237,7 @@ def _changed(config: Mapping[str, Any]) -> set[int]:
 def _blocks(folder: StudyFolder, place: str, found: Found) -> Iterator[Finding]:
     """Check that one more block is replaced than a step before, and that it is the planned one."""
     assert found.statement is not None  # noqa: S101 - the caller has looked
-    top, wildcards = folder.path / place, found.statement.asked["wildcards"]
+    top, wildcards = folder.path / place, found.statement.request["wildcards"]
     step = int(wildcards["step"])
     now = _changed(_read_json(top / "config.json"))
     replaced = _read_json(top / "substitution.json")["block"]

@@ -20,11 +20,11 @@ from iskd.provenance.fingerprint import SCRIPTS
 from iskd.provenance.statement import Statement
 
 _DOWNLOADS = "download_"
-# What a clock says is never said twice.
+# Measured times are never the same twice.
 _CLOCKED = ("measure_efficiency",)
 
 
-class Twin(StrEnum):
+class Variant(StrEnum):
     """How an artifact may be made again on purpose in another way than it was."""
 
     RESUME = "resume"
@@ -39,7 +39,7 @@ def reproduce(
     *,
     tolerance: float = 0.0,
     config: Path | None = None,
-    twin: Twin | None = None,
+    variant: Variant | None = None,
 ) -> Reproduction:
     """Make one artifact again.
 
@@ -49,7 +49,7 @@ def reproduce(
         tolerance: largest relative distance of weights and numbers that counts as the same; other
             processors and thread counts give other last bits.
         config: the study's config file; left out, the config that was recorded.
-        twin: make it in another way on purpose.
+        variant: make it in another way on purpose.
 
     Raises:
         UserError: the study has no such artifact, or does not tell its config.
@@ -60,7 +60,7 @@ def reproduce(
         raise UserError(f"{study / place}: no artifact with a statement lies there")
     done = Reproduction(place, found.digest, Reproduced.REFUSED, tolerance)
     try:
-        _refuse_what_cannot_be_the_same(found.statement.asked["rule"])
+        _refuse_what_cannot_be_the_same(found.statement.request["rule"])
         try:
             text = config.read_text(encoding="utf-8") if config else recorded_config(study)
         except (OSError, UnicodeDecodeError) as error:
@@ -69,7 +69,7 @@ def reproduce(
             lay_out_code(found, Path(scratch), done)
             lay_out_inputs(folder, found.statement, Path(scratch))
             Path(scratch, CONFIG).write_text(text, encoding="utf-8")
-            _make(folder, found.statement, Path(scratch), twin, done)
+            _make(folder, found.statement, Path(scratch), variant, done)
     except (RefusedError, UnavailableError) as refusal:
         done.why = str(refusal)
     return done
@@ -87,33 +87,37 @@ def _refuse_what_cannot_be_the_same(rule: str) -> None:
 
 
 def _make(
-    folder: StudyFolder, statement: Statement, top: Path, twin: Twin | None, done: Reproduction
+    folder: StudyFolder,
+    statement: Statement,
+    top: Path,
+    variant: Variant | None,
+    done: Reproduction,
 ) -> None:
     """Make the artifact in a folder that has all it needs, and judge it."""
-    rule, target = statement.asked["rule"], f"results/{folder.name}/{done.place}/{MANIFEST}"
-    if twin is Twin.RESUME and not run_killed(top, target, rule):
+    rule, target = statement.request["rule"], f"results/{folder.name}/{done.place}/{MANIFEST}"
+    if variant is Variant.RESUME and not run_killed(top, target, rule):
         raise RefusedError(f"{rule} was done before it had saved anything to go on from")
-    ran = run_rule(top, target, rule, _SCALAR if twin is Twin.SCALAR else {})
+    ran = run_rule(top, target, rule, _SCALAR if variant is Variant.SCALAR else {})
     again = top / "results" / folder.name / done.place
     if not (again / MANIFEST).is_file():
         done.verdict, done.why = Reproduced.FAILED, reason_of(ran)
-    elif twin is Twin.RESUME and not has_resumed(again):
+    elif variant is Variant.RESUME and not has_resumed(again):
         done.verdict, done.why = Reproduced.FAILED, "called again, it began anew"
     else:
         judge(folder.path / done.place, statement, again, done)
-    if twin is not None:
-        done.notes.append(_TWINS[twin])
+    if variant is not None:
+        done.notes.append(_VARIANT_NOTES[variant])
 
 
-# What each library that computes is told, to keep to what every processor of a kind has.
+# Settings that make each library that computes keep to what every processor of a kind has.
 _SCALAR = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
 }
-_TWINS = {
-    Twin.RESUME: "it was killed in its middle, and called again",
-    Twin.SCALAR: "made without vector instructions: other processors may be as far off",
+_VARIANT_NOTES = {
+    Variant.RESUME: "it was killed in its middle, and called again",
+    Variant.SCALAR: "made without vector instructions: other processors may be as far off",
 }
 
 
@@ -129,7 +133,7 @@ def choose(study: Path, number: int, seed: int) -> list[str]:
     draw, chosen = random.Random(seed), list[str]()
     for place, found in StudyFolder(study).artifacts.items():
         if found.statement is not None:
-            by_rule.setdefault(found.statement.asked["rule"], []).append(place)
+            by_rule.setdefault(found.statement.request["rule"], []).append(place)
     for places in by_rule.values():
         draw.shuffle(places)
     rules = sorted(by_rule)

@@ -68,24 +68,24 @@ def check(folder: StudyFolder, key: Path) -> Iterator[Finding]:
     try:
         envelope.verify([public], 1)
     except VerificationError:
-        said = (
+        message = (
             f"not signed with this key, {public.keyid}, but with {', '.join(envelope.signatures)}"
         )
         if public.keyid in envelope.signatures:
-            said = "the key's signature is of something else"
-        yield Finding(SIGNATURE, Code.SIGNATURE, said)
+            message = "the key's signature is of something else"
+        yield Finding(SIGNATURE, Code.SIGNATURE, message)
         return
     signed, here = _digests(envelope.payload), _digests(_payload(folder).encode())
     for name in sorted({*signed, *here}):
         if signed.get(name) != here.get(name):
-            said = (
+            message = (
                 "was not there when the study was signed"
                 if name not in signed
                 else "was signed, and is not there"
                 if name not in here
                 else "is another than was signed"
             )
-            yield Finding(name.rpartition("/")[0] or name, Code.SIGNATURE, f"{name} {said}")
+            yield Finding(name.rpartition("/")[0] or name, Code.SIGNATURE, f"{name} {message}")
 
 
 def signers(folder: StudyFolder) -> list[str]:
@@ -112,11 +112,11 @@ def _payload(folder: StudyFolder) -> str:
 def _digests(payload: bytes) -> dict[str, Any]:
     """Read a payload that was signed: its author could have written anything else too."""
     try:
-        told = json.loads(payload)
-        if told["predicateType"] != PREDICATE_TYPE:
+        statement = json.loads(payload)
+        if statement["predicateType"] != PREDICATE_TYPE:
             return {}
-        study = {"the study's name": told["predicate"]["study"]}
-        return study | {about["name"]: about["digest"]["sha256"] for about in told["subject"]}
+        study = {"the study's name": statement["predicate"]["study"]}
+        return study | {about["name"]: about["digest"]["sha256"] for about in statement["subject"]}
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
 

@@ -26,7 +26,7 @@ class Origin:
 
     Attributes:
         name: the artifact's place, or a file of no artifact.
-        lines: what is said of it.
+        lines: its description.
         sources: what it was made from.
         seen: it stands further up already, with its sources.
     """
@@ -79,8 +79,8 @@ def trace_number(study: Path, macro: str) -> Origin:
 
 def _number_origin(folder: StudyFolder, rule: str, row: dict[str, str]) -> Origin:
     about = f"{row['teacher']}, {row['arm']}, step {row['step']}, {row['task']}"
-    said = [f"{row['text']} {row['unit']} ({row['meaning']}; {about}); unrounded {row['value']}"]
-    origin, seen = Origin(row["macro"], said), set[str]()
+    lines = [f"{row['text']} {row['unit']} ({row['meaning']}; {about}); unrounded {row['value']}"]
+    origin, seen = Origin(row["macro"], lines), set[str]()
     model = f"{row['teacher']}/{row['arm']}"
     if int(row["step"]):  # else a model as it was given: the teacher, or one of the hub
         model += f"/seed_*/step_{int(row['step']):02d}"
@@ -114,15 +114,17 @@ def _place_of(folder: StudyFolder, file: Path) -> tuple[str, str]:
     digest = file_digest(file)
     for place, found in folder.artifacts.items():
         if place != "paper" and found.statement is not None:
-            for name, said in found.statement.files.items():
-                if said.sha256 == digest:
+            for name, produced in found.statement.files.items():
+                if produced.sha256 == digest:
                     return place, f"{file.name} has the bytes of {place}/{name}"
     if file.stat().st_size <= _FIGURE_BYTES:
         for request in _REQUEST.findall(file.read_bytes()):
             for place, found in folder.artifacts.items():
                 if found.statement is not None and _request(found) == request.decode():
-                    told = f"{file.name} names what it was asked for with: this artifact's request"
-                    return place, f"{told}; its bytes are not the ones that lie here"
+                    message = (
+                        f"{file.name} names what it was asked for with: this artifact's request"
+                    )
+                    return place, f"{message}; its bytes are not the ones that lie here"
     raise UserError(f"{file}: no statement of {folder.path} is about it")
 
 
@@ -134,7 +136,7 @@ def _parents(name: str) -> Iterator[str]:
 
 def _request(found: Found) -> str:
     assert found.statement is not None  # noqa: S101 - the caller has looked
-    return text_digest(canonical_json(found.statement.asked))
+    return text_digest(canonical_json(found.statement.request))
 
 
 def _origin(folder: StudyFolder, place: str, seen: set[str]) -> Origin:
@@ -144,8 +146,8 @@ def _origin(folder: StudyFolder, place: str, seen: set[str]) -> Origin:
     if place in seen:
         return Origin(place, seen=True)
     seen.add(place)
-    origin = Origin(place, list(_said(found)))
-    for name, about in found.statement.asked["inputs"].items():
+    origin = Origin(place, list(_described(found)))
+    for name, about in found.statement.request["inputs"].items():
         place_of_source = folder.source(name)
         if place_of_source is not None:
             source = _origin(folder, place_of_source, seen)
@@ -160,12 +162,12 @@ def _origin(folder: StudyFolder, place: str, seen: set[str]) -> Origin:
     return origin
 
 
-def _said(found: Found) -> Iterator[str]:
+def _described(found: Found) -> Iterator[str]:
     assert found.statement is not None  # noqa: S101 - the caller has looked
-    asked = found.statement.asked
-    seed = "" if asked["seed"] is None else f", seed {asked['seed']}"
+    request = found.statement.request
+    seed = "" if request["seed"] is None else f", seed {request['seed']}"
     yield f"statement {found.digest}"
-    yield f"rule {asked['rule']}{seed}, code {asked['code']}, lock {asked['lock'][:16]}"
+    yield f"rule {request['rule']}{seed}, code {request['code']}, lock {request['lock'][:16]}"
     if found.statement.summary:
         numbers = ", ".join(f"{key} {value}" for key, value in found.statement.summary.items())
         yield numbers

@@ -57,12 +57,12 @@ class Reproduction:
 
         It is evidence for whoever trusts its author: made again on this machine, with that result.
         """
-        told = {**vars(self), "distances": [d.as_dict() for d in self.distances]}
+        values = {**vars(self), "distances": [d.as_dict() for d in self.distances]}
         return {
             "_type": STATEMENT_TYPE,
             "subject": [{"name": f"{self.place}/{MANIFEST}", "digest": {"sha256": self.statement}}],
             "predicateType": "urn:iskd:reproduction:v1",
-            "predicate": told | {"made_in": environment()},
+            "predicate": values | {"made_in": environment()},
         }
 
 
@@ -76,8 +76,8 @@ def judge(original: Path, statement: Statement, again: Path, done: Reproduction)
         done: takes the verdict, and the distances.
     """
     made = read_manifest(again)
-    if made.asked != json.loads(canonical_json(statement.asked)):
-        keys = [key for key in made.asked if made.asked[key] != statement.asked[key]]
+    if made.request != json.loads(canonical_json(statement.request)):
+        keys = [key for key in made.request if made.request[key] != statement.request[key]]
         done.verdict = Reproduced.DIFFERENT
         done.why = f"the recorded config asks for other {', '.join(keys)} than its statement tells"
         return
@@ -97,7 +97,7 @@ def judge(original: Path, statement: Statement, again: Path, done: Reproduction)
     done.verdict = Reproduced.WITHIN_TOLERANCE if within else Reproduced.DIFFERENT
 
 
-def _same_tensors(name: str, made: Statement, told: Statement) -> bool:
-    files = made.files.get(name), told.files.get(name)
+def _same_tensors(name: str, made: Statement, recorded: Statement) -> bool:
+    files = made.files.get(name), recorded.files.get(name)
     tensors = [None if file is None else file.tensors for file in files]
     return tensors[0] is not None and tensors[0] == tensors[1]

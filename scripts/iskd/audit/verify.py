@@ -52,8 +52,8 @@ class Verdict:
     def as_json(self) -> str:
         """Give the verdict for machines."""
         findings = [{"code": f.code, "place": f.place, "what": f.what} for f in self.findings]
-        told = vars(self) | {"findings": findings, "verdict": "FAIL" if findings else "PASS"}
-        return canonical_json(told)
+        values = vars(self) | {"findings": findings, "verdict": "FAIL" if findings else "PASS"}
+        return canonical_json(values)
 
     def as_text(self) -> str:
         """Give the verdict for people."""
@@ -186,11 +186,15 @@ def _to_remake(folder: StudyFolder, plan: Mapping[str, Planned], verdict: Verdic
     other: list[str] = []
     for place, planned in plan.items():
         found = folder.artifacts.get(place)
-        if found is None or found.statement is None or not rederive.is_cheap(planned.asked["rule"]):
+        if (
+            found is None
+            or found.statement is None
+            or not rederive.is_cheap(planned.request["rule"])
+        ):
             continue
-        asked = found.statement.asked
-        same = asked["code"] == planned.asked["code"] and asked["lock"] == lock
-        (chosen if same and asked["rule"] == planned.asked["rule"] else other).append(place)
+        request = found.statement.request
+        same = request["code"] == planned.request["code"] and request["lock"] == lock
+        (chosen if same and request["rule"] == planned.request["rule"] else other).append(place)
     if other:
         verdict.notes.append(
             f"whether {len(other)} figures, tables and texts follow from the numbers: they were "

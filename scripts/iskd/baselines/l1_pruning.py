@@ -1,8 +1,8 @@
 """Structured L1 pruning: the weakest attention heads and MLP neurons are removed.
 
-The weakest units of the whole model go first until the model is no larger than asked; each block
-keeps at least one head and one neuron. Heads that share a key and a value go together. (A unit's
-strength: :func:`iskd.models.units.block_units`.)
+The weakest units of the whole model go first until the model is no larger than requested; each
+block keeps at least one head and one neuron. Heads that share a key and a value go together. (A
+unit's strength: :func:`iskd.models.units.block_units`.)
 """
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -60,7 +60,7 @@ def choose_units(model: PreTrainedModel, target: int) -> list[Unit]:
 def _hand_back(chosen: list[Unit], spare: int) -> list[Unit]:
     """Keep removed units after all, strongest first, as far as the target still holds.
 
-    The last unit removed may be a whole head, which leaves the model smaller than asked.
+    The last unit removed may be a whole head, which leaves the model smaller than requested.
     """
     removed = list(chosen)
     for unit in reversed(chosen):

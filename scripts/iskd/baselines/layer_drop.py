@@ -62,9 +62,9 @@ def drop_layers(
             altogether where the room is less than one head and one neuron.
 
     Returns:
-        the smaller model, and what is to be told of it: ``influence``, ``dropped`` (in the order
-        of going), ``narrowed`` (``block``, ``heads``, ``mlp``; or None) and ``parameters``. All
-        blocks by the teacher's count
+        the smaller model, and what is to be recorded of it: ``influence``, ``dropped`` (in the
+        order of going), ``narrowed`` (``block``, ``heads``, ``mlp``; or None) and ``parameters``.
+        All blocks by the teacher's count
 
     Raises:
         UserError: a target that leaves no block, influence that is not a number, or a model that

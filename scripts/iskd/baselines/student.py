@@ -36,7 +36,7 @@ def make_student(
         seed: seed of fresh weights.
 
     Returns:
-        the student, and what is to be told of it: ``start``, ``blocks`` (how many), ``taken``
+        the student, and what is to be recorded of it: ``start``, ``blocks`` (how many), ``taken``
         (the teacher's blocks that it starts from; empty from scratch) and ``parameters``
 
     Raises:

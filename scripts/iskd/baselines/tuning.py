@@ -34,7 +34,7 @@ def tune(
         model: the model.
         teacher: gives the teacher, where a term of the objective needs it.
         corpus: its sequences, int (sequences, length).
-        settings: what the baseline is asked.
+        settings: the parameters of the baseline.
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
         compact: modules that get the high learning rate.

@@ -32,17 +32,17 @@ class Checks(Rules):
 
     def _evaluated_steps(self) -> None:
         """Check that the steps of a list exist, and that the one that tables report is there."""
-        asked = self.study.evaluation.steps
+        steps = self.study.evaluation.steps
         for name, teacher in self.study.teachers.items():
-            if not isinstance(asked, list):
+            if not isinstance(steps, list):
                 return
             last = step_count(teacher)
-            if max(asked) > last:
+            if max(steps) > last:
                 self.fail(
-                    "evaluation.steps", f"step {max(asked)} does not exist; {name} has {last}"
+                    "evaluation.steps", f"step {max(steps)} does not exist; {name} has {last}"
                 )
             headline = teacher.headline or last
-            if headline not in asked:
+            if headline not in steps:
                 self.fail(
                     "evaluation.steps",
                     f"{name}'s headline step {headline} is missing, which tables report; add it",
@@ -50,16 +50,16 @@ class Checks(Rules):
 
     def _generation(self) -> None:
         """Check that prompts fit into held-out sequences and continuations into the models."""
-        asked = self.study.generation
-        if asked is None:
+        generation = self.study.generation
+        if generation is None:
             return
         length = self.study.corpus.block_length
-        if asked.prompt_tokens > length:
+        if generation.prompt_tokens > length:
             self.fail(
                 "generation.prompt_tokens",
-                f"{asked.prompt_tokens} is more than corpus.block_length ({length}); lower it",
+                f"{generation.prompt_tokens} is more than corpus.block_length ({length}); lower it",
             )
-        whole = asked.prompt_tokens + asked.new_tokens
+        whole = generation.prompt_tokens + generation.new_tokens
         for name, teacher in self.study.teachers.items():
             if isinstance(teacher, PretrainedHere) and whole > teacher.architecture.positions:
                 self.fail(
@@ -71,10 +71,10 @@ class Checks(Rules):
 
     def _efficiency(self) -> None:
         """Check that what is read and written when speed is measured fits into the teachers."""
-        asked = self.study.evaluation.efficiency
-        if asked is None:
+        efficiency = self.study.evaluation.efficiency
+        if efficiency is None:
             return
-        sizes, whole = asked.batch_sizes, asked.prompt_tokens + asked.new_tokens
+        sizes, whole = efficiency.batch_sizes, efficiency.prompt_tokens + efficiency.new_tokens
         if len(set(sizes)) != len(sizes):
             self.fail("evaluation.efficiency.batch_sizes", "a size stands here twice; remove one")
         for name, teacher in self.study.teachers.items():

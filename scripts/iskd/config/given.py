@@ -17,13 +17,13 @@ def complete(
 ) -> dict[str, Any]:
     """Fill in what the sections of given teachers leave out.
 
-    What the hub has told once is kept in the study's lock file, beside the commits.
+    What was looked up on the hub once is kept in the study's lock file, beside the commits.
 
     Args:
         raw: the parsed config, not checked yet.
         file: its name, for messages.
         lock: the study's lock file, by the study's name.
-        ask: whether the hub may be asked for what is not in the lock file.
+        ask: whether the hub may be queried for what is not in the lock file.
 
     Raises:
         UserError: a model is not there, or cannot be made smaller.

@@ -32,7 +32,7 @@ def fill_in(raw: Mapping[str, Any], file: str, find: Find) -> dict[str, Any]:
     Args:
         raw: the parsed file, not checked yet: what is wrong in it is left to the schema.
         file: its name, for messages.
-        find: is asked only where a model has to tell something.
+        find: is called only where something must be read from the model.
 
     Returns:
         a config with all of ``FILLED_IN`` that a given teacher needs, but for ``files``

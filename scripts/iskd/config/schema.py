@@ -285,7 +285,7 @@ class Objective(Section):
     )
     teacher_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="Number format of the teacher's weights while it is only listened to.",
+        description="Number format of the teacher's weights while it is frozen.",
     )
 
 

@@ -34,11 +34,11 @@ class TeacherRules(BlockRules):
 
     def _fitting(self, key: str, teacher: Teacher) -> None:
         """Check that no arm needs more of a batch, or of a model, than its training will show."""
-        asked = teacher.training
+        training = teacher.training
         for name, arm in self.study.arms.items():
             own = None if isinstance(arm, HubArm) else arm.training.batch_size
-            share = (own or asked.batch_size) // teacher.gpus
-            parts = asked.micro_batch is not None and asked.micro_batch < share
+            share = (own or training.batch_size) // teacher.gpus
+            parts = training.micro_batch is not None and training.micro_batch < share
             objective = getattr(arm, "objective", None)
             hidden = objective is not None and bool(objective.hidden)
             if parts and hidden:
@@ -48,7 +48,7 @@ class TeacherRules(BlockRules):
                     "which must go through the model at once; leave micro_batch out, or set hidden "
                     "to 0",
                 )
-            if asked.compile and (hidden or isinstance(arm, TheseusArm)):
+            if training.compile and (hidden or isinstance(arm, TheseusArm)):
                 self.fail(
                     f"{key}.training.compile",
                     f"arms.{name} reaches into the model at every step, by "

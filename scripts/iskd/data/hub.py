@@ -59,7 +59,7 @@ def locked_revision(
         newest: asks the hub for its newest commit.
 
     Raises:
-        UserError: the hub cannot be asked, or the lock file is broken.
+        UserError: the hub cannot be reached, or the lock file is broken.
     """
     if revision is not None:
         return revision
@@ -103,7 +103,7 @@ def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
         ``model_type``, and the number of blocks under the name that the model has for it
 
     Raises:
-        UserError: the hub cannot be asked, or the lock file is broken.
+        UserError: the hub cannot be reached, or the lock file is broken.
     """
     commit = locked_revision(repo, "model", revision, lock)
 
@@ -133,9 +133,9 @@ def _read_lock(lock: Path) -> dict[str, Any]:
 
 
 def _fetching(repo: str, error: Exception, keys: str = "the id and the revision") -> UserError:
-    said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
     return UserError(
-        f"{repo} could not be fetched ({said}); "
+        f"{repo} could not be fetched ({reason}); "
         f"run `snakemake prefetch` where the hub can be reached, and check {keys}"
     )
 

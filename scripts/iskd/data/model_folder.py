@@ -153,8 +153,8 @@ def _json_object(path: Path, where: str, remedy: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{where}: {path} is not there; {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
-        said = error.strerror if isinstance(error, OSError) else "no JSON"
-        raise UserError(f"{where}: {path}: {said}; save the model anew") from None
+        reason = error.strerror if isinstance(error, OSError) else "no JSON"
+        raise UserError(f"{where}: {path}: {reason}; save the model anew") from None
     if not isinstance(found, dict):
         raise UserError(f"{where}: {path}: no JSON object; save the model anew")
     return found

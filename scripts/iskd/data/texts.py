@@ -95,7 +95,7 @@ def draw_texts(texts: list[str], rows: int | None, seed: int) -> list[str]:
         UserError: ``rows`` is below 1.
     """
     # Data sets of lines (wikitext) have many that are empty.
-    told = [text for text in texts if text.strip()]
+    nonempty = [text for text in texts if text.strip()]
     if rows is None:
-        return told
-    return [told[index] for index in sample_indices(len(told), rows, seed)]
+        return nonempty
+    return [nonempty[index] for index in sample_indices(len(nonempty), rows, seed)]

@@ -43,8 +43,8 @@ class Answers:
     """The answers of one evaluation on disk, a line for each chunk, in the order of computation.
 
     A line's digest covers the run and all lines before it. So the lines that were written by this
-    run, whole and in order, are told from the rest, which begins with the first that is not; the
-    rest is cut off. Floats come back as the same bits.
+    run, whole and in order, are distinguished from the rest, which begins with the first
+    that is not; the rest is cut off. Floats come back as the same bits.
 
     Args:
         path: the file; it need not exist.
@@ -174,7 +174,7 @@ class Scoring:
         Args:
             batches: the texts, as many as one forward pass takes in each.
             score: gives one answer per text of a batch, in JSON's types.
-            requests: what is asked for in this call, as bytes.
+            requests: the requests of this call, as bytes.
 
         Returns:
             the answers in the order of the batches' texts
@@ -238,7 +238,7 @@ def scoring(work: WorkFolder | None, device: torch.device) -> Iterator[Scoring]:
 
     Args:
         work: where its answers are kept, if it is to survive being killed. The evaluations of one
-            job are told apart by their order.
+            job are distinguished by their order.
         device: where the model is.
     """
     if work is None:

@@ -86,7 +86,7 @@ class HubRows:
     Attributes:
         dataset: id of the data set.
         config: its configuration, or None.
-        options: what else ``datasets.load_dataset`` is told.
+        options: further arguments of ``datasets.load_dataset``.
     """
 
     dataset: str
@@ -145,8 +145,8 @@ def hub_rows(task: LmTask) -> HubRows:
     remedy = "give its rows yourself, with source: file"
     # Whatever switch there is for it by then.
     switches = [name for name in own if name.startswith("trust_")]
-    asked = [own.pop(name) for name in switches]
-    if any(asked):
+    wanted = [own.pop(name) for name in switches]
+    if any(wanted):
         raise UserError(f"{task.name} needs code that lies in {dataset}, and none is run; {remedy}")
     if "custom_dataset" in task.options or not dataset or dataset in _DATA_FORMATS:
         raise UserError(f"the rows of {task.name} are no data set of the hub; {remedy}")
@@ -157,7 +157,7 @@ def hub_rows(task: LmTask) -> HubRows:
 
 
 def check_fewshot(task: LmTask, examples: int) -> None:
-    """Check that a task can be asked with examples in the prompt.
+    """Check that a task can be run with examples in the prompt.
 
     Raises:
         UserError: it cannot.

@@ -24,7 +24,7 @@ PREFILL, DECODE, MEMORY = "prefill", "decode", "memory"
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a model.
+    """The load that a model is measured with.
 
     Attributes:
         batch_sizes: texts at once.
@@ -75,7 +75,7 @@ def measure_speed(
 
     Args:
         models: who they are, and the models; they end in evaluation mode.
-        load: what is asked of each.
+        load: the load of each.
         size: texts at once.
 
     Yields:

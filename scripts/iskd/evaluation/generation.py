@@ -78,7 +78,7 @@ def continue_prompts(
     model.generation_config = GenerationConfig(
         max_new_tokens=sampling.new_tokens,
         do_sample=not greedy,
-        # Only where nothing is asked does the library cut to the 50 likeliest.
+        # Only by default does the library cut to the 50 likeliest.
         **({} if greedy else {"top_k": 0, **drawing}),
         eos_token_id=None,
         pad_token_id=0,
@@ -93,9 +93,9 @@ def continue_prompts(
         logits = teacher(input_ids=whole.to(teacher.device), use_cache=False).logits
     start = prompts.shape[1]
     samples: list[dict[str, Any]] = []
-    for index, (row, told) in enumerate(zip(whole, logits, strict=True)):
-        new = row[start:].to(told.device)
-        losses = functional.cross_entropy(told[start - 1 : -1].float(), new, reduction="none")
+    for index, (row, predicted) in enumerate(zip(whole, logits, strict=True)):
+        new = row[start:].to(predicted.device)
+        losses = functional.cross_entropy(predicted[start - 1 : -1].float(), new, reduction="none")
         samples.append(
             {
                 "index": index,

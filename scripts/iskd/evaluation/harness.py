@@ -173,7 +173,7 @@ def evaluate_stock_task(
 
 @dataclass(frozen=True)
 class _Asking:
-    """What is asked of a model, and how."""
+    """The rows that a model is scored on, and how."""
 
     name: str
     make: Callable[[], "ConfigurableTask"]

@@ -24,7 +24,7 @@ class Kind:
         fields: Fields that every row must have (the hub's schema).
         metrics: Metric name -> the rule by which the option is picked. Each is an accuracy in 0..1.
         headline: The metric to quote when one number is quoted.
-        split: Name of the split that lm-eval is told the rows come from.
+        split: Name of the split that lm-eval takes the rows to come from.
     """
 
     name: str

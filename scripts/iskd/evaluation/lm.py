@@ -158,8 +158,8 @@ class ScoringLM(HFLM):
             scored = super()._loglikelihood_tokens
 
             def score(batch: list[int]) -> list[list[Any]]:
-                asked = [fitted[index] for index in batch]
-                return [list(answer) for answer in scored(asked, True, override_bs)]
+                chunk = [fitted[index] for index in batch]
+                return [list(answer) for answer in scored(chunk, True, override_bs)]
 
         tokens = json.dumps([[context, continuation] for _, context, continuation in fitted])
         with fused_gelu(self.model) if packed else nullcontext():
@@ -194,8 +194,8 @@ class ScoringLM(HFLM):
         }
 
         def score(batch: list[int]) -> list[list[Any]]:
-            asked = [packed[group] for group in plan[tuple(batch)]]
-            found = shared_prefix.score(self.model, asked)
+            sequences = [packed[group] for group in plan[tuple(batch)]]
+            found = shared_prefix.score(self.model, sequences)
             return [list(answer) for answers in found for answer in answers]
 
         return [list(places) for places in plan], score
@@ -226,8 +226,8 @@ class ScoringLM(HFLM):
         scored = super()._loglikelihood_tokens
 
         def score(batch: list[tuple[int, Window]]) -> list[float]:
-            asked = [window for _, window in batch]
-            return [answer[0] for answer in scored(asked, True, len(asked))]
+            chunk = [window for _, window in batch]
+            return [answer[0] for answer in scored(chunk, True, len(chunk))]
 
         tokens = json.dumps([window for _, window in windows])
         answers = self._scoring(batches, score, tokens.encode())

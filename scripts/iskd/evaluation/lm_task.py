@@ -34,7 +34,7 @@ _SPLITS = ("training_split", "validation_split", "test_split")
 
 
 def kind_task(kind: Kind, rows: Sequence[Row], seed: int) -> ConfigurableTask:
-    """Make the task of a kind around its rows, to be asked without examples."""
+    """Make the task of a kind around its rows, to be run without examples."""
     # One type per column is all that Arrow takes, and exports differ in the label's.
     docs = [
         {field: str(row[field]) if field == "label" else row[field] for field in kind.fields}
@@ -74,7 +74,7 @@ def stock_task(
     if fewshot and task.fewshot_split and examples:
         found[task.fewshot_split] = _dataset(examples)
     elif not fewshot:
-        # lm-eval reads the split for examples also where none are asked for.
+        # lm-eval reads the split for examples also where none are used.
         settings |= {"fewshot_split": None, "fewshot_config": None}
     settings |= {key: None for key in _SPLITS if task.options.get(key) not in found}
     try:
@@ -86,9 +86,9 @@ def stock_task(
         raise
     except Exception as error:
         # Templates and functions of thousands of tasks meet rows they were not made for.
-        said = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+        reason = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         raise UserError(
-            f"the rows do not fit lm-eval's task {task.name} ({said}); "
+            f"the rows do not fit lm-eval's task {task.name} ({reason}); "
             f"give rows in the schema of its data set"
         ) from error
     return made

@@ -1,4 +1,4 @@
-"""What clocks and sensors said, in one table in metrics.csv's form."""
+"""What clocks and sensors measured, in one table in metrics.csv's form."""
 
 import json
 from collections import defaultdict
@@ -35,7 +35,7 @@ def collect_measurements(
         teacher's is taken from all jobs that it was measured in) and task ``cost``: device_hours
         (of the jobs that trained the model, all attempts and all steps so far, times GPUs or, where
         there is none, cores), evaluation_hours (likewise, of those that evaluated it) and energy
-        (joules of the training, where the device told them). Where a job left no ``run.json``,
+        (joules of the training, where the device reports them). Where a job left no ``run.json``,
         there is no number.
     """
     rows: list[dict[str, Any]] = []

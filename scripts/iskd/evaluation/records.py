@@ -53,7 +53,7 @@ def _pick(
 
 
 _PICKED_BY: dict[str, Rule] = {"acc": "sum", "acc_norm": "char_mean"}
-"""The rules of lm-eval's metrics for options; by its other metrics the option is not told."""
+"""The rules of lm-eval's metrics for options; by its other metrics the option is not known."""
 
 
 def stock_sample(

@@ -32,7 +32,7 @@ class Text:
 
     Attributes:
         tokens: all of it, two at least.
-        context: how many tokens at its beginning are given; the others are asked for.
+        context: how many tokens at its beginning are given; the others are scored.
     """
 
     tokens: tuple[int, ...]
@@ -40,7 +40,7 @@ class Text:
 
     @property
     def read(self) -> tuple[int, ...]:
-        """What the model reads: nothing is asked after the last token."""
+        """What the model reads: nothing is predicted after the last token."""
         return self.tokens[:-1]
 
 
@@ -52,13 +52,13 @@ class Packed:
         tokens: the shared beginning, then each text's own ending.
         positions: of each token, in its own text.
         owners: of each token: -1 of the beginning, otherwise the place of its text.
-        asked: (place in ``tokens`` whose logits tell, token asked for, place of the text).
+        targets: (place in ``tokens`` of the logits, token to score, place of the text).
     """
 
     tokens: list[int]
     positions: list[int]
     owners: list[int]
-    asked: list[tuple[int, int, int]]
+    targets: list[tuple[int, int, int]]
 
 
 def can_share(model: "PreTrainedModel", longest: int) -> bool:
@@ -125,7 +125,7 @@ def pack(texts: Sequence[Text]) -> Packed:
         packed.tokens.extend(ending)
         packed.positions.extend(range(shared, len(text.read)))
         packed.owners.extend([number] * len(ending))
-        packed.asked.extend(
+        packed.targets.extend(
             (place if place < shared else place + moved, text.tokens[place + 1], number)
             for place in range(text.context - 1, len(text.read))
         )
@@ -160,7 +160,7 @@ def score(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[tuple[
         batch: B sequences; shorter ones are padded on the right.
 
     Returns:
-        Per sequence and text: the sum of the log-likelihoods of the tokens asked for, in nats, and
+        Per sequence and text: the sum of the log-likelihoods of the scored tokens, in nats, and
         whether each of them is the likeliest.
     """
     length = max(len(packed.tokens) for packed in batch)
@@ -179,29 +179,31 @@ def score(model: "PreTrainedModel", batch: Sequence[Packed]) -> list[list[tuple[
     with torch.inference_mode():
         tokens = padded([packed.tokens for packed in batch], 0)
         hidden = model.base_model(input_ids=tokens, use_cache=False, **given).last_hidden_state
-        # Texts ask for what they share, too: each place once, with all that is asked of it.
+        # Shared tokens can be targets of several texts: each place once, with all its targets.
         places = {place: n for n, place in enumerate(sorted(_places(batch)))}
-        asked = sorted(
+        targets = sorted(
             {
                 (places[row, place], token)
                 for row, packed in enumerate(batch)
-                for place, token, _ in packed.asked
+                for place, token, _ in packed.targets
             }
         )
         rows, columns = (list(numbers) for numbers in zip(*places, strict=True))
-        told = _told(model, hidden[rows, columns], torch.tensor(asked, device=device))
-    answers = dict(zip(asked, told, strict=True))
+        scores = _log_likelihoods(
+            model, hidden[rows, columns], torch.tensor(targets, device=device)
+        )
+    answers = dict(zip(targets, scores, strict=True))
     return [
         _summed(
-            [(text, *answers[places[row, place], token]) for place, token, text in packed.asked]
+            [(text, *answers[places[row, place], token]) for place, token, text in packed.targets]
         )
         for row, packed in enumerate(batch)
     ]
 
 
 def _places(batch: Sequence[Packed]) -> set[tuple[int, int]]:
-    """Give the places, (sequence, token), whose logits tell what is asked."""
-    return {(row, place) for row, packed in enumerate(batch) for place, _, _ in packed.asked}
+    """Give the places, (sequence, token), whose logits score the targets."""
+    return {(row, place) for row, packed in enumerate(batch) for place, _, _ in packed.targets}
 
 
 def _summed(answers: Sequence[tuple[int, float, bool]]) -> list[tuple[float, bool]]:
@@ -223,15 +225,15 @@ def _mask(owners: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return closed.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def _told(
-    model: "PreTrainedModel", hidden: torch.Tensor, asked: torch.Tensor
+def _log_likelihoods(
+    model: "PreTrainedModel", hidden: torch.Tensor, targets: torch.Tensor
 ) -> list[tuple[float, bool]]:
     """Give each token's log-likelihood, and whether it is the likeliest.
 
     Args:
         model: whose output embeddings (V, H) give the logits.
         hidden: (P, H), at P places.
-        asked: (N, 2), a place and a token asked of it, in the order of the places.
+        targets: (N, 2), a place and the token to score there, in the order of the places.
 
     Returns:
         N pairs, log-likelihoods in nats.
@@ -239,9 +241,9 @@ def _told(
     head: Callable[[torch.Tensor], torch.Tensor] = model.get_output_embeddings()
     found: list[float] = []
     likeliest: list[bool] = []
-    bounds = torch.arange(0, len(hidden) + _AT_A_TIME, _AT_A_TIME, device=asked.device)
-    cuts = torch.searchsorted(asked[:, 0].contiguous(), bounds).diff().tolist()
-    for part, questions in zip(hidden.split(_AT_A_TIME), asked.split(cuts), strict=True):
+    bounds = torch.arange(0, len(hidden) + _AT_A_TIME, _AT_A_TIME, device=targets.device)
+    cuts = torch.searchsorted(targets[:, 0].contiguous(), bounds).diff().tolist()
+    for part, questions in zip(hidden.split(_AT_A_TIME), targets.split(cuts), strict=True):
         places, tokens = questions[:, 0] % _AT_A_TIME, questions[:, 1]
         # In half precision a sum of log-probabilities would lose most of its digits.
         logits = head(part).float()
@@ -269,13 +271,13 @@ def _is_likeliest(
     Args:
         logits: (P, V).
         highest: (P), the highest of each place.
-        own: (N), the logit of each token asked for.
-        places: (N), where it is asked.
+        own: (N), the logit of each scored token.
+        places: (N), its place.
         tokens: (N), which it is.
     """
     # Not "==": a broken model's NaN is nobody's equal, and argmax takes it for the highest.
     likely = ~(own < highest[places])
     best = logits[places[likely]].argmax(1)
     likely[likely.clone()] = best == tokens[likely]
-    told: list[bool] = likely.tolist()
-    return told
+    flags: list[bool] = likely.tolist()
+    return flags

@@ -32,7 +32,7 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 
 class _Enough(Exception):  # noqa: N818 - a signal, not an error
-    """The last block that is asked for has answered."""
+    """The last requested block has run."""
 
 
 @torch.no_grad()
@@ -43,14 +43,14 @@ def block_calls(
 
     Args:
         model: any decoder of a known family; left as it is.
-        indices: blocks to listen to.
+        indices: blocks to record.
         ids: tokens, (batch, positions).
     """
     blocks = family_of(model.config).blocks(model)
     calls: dict[int, BlockCall] = {}
     last = max(indices)
 
-    def listen(index: int) -> Any:
+    def record(index: int) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             calls[index] = BlockCall(args[0], args[1:], dict(kwargs), first_tensor(output))
             if index == last:
@@ -59,7 +59,7 @@ def block_calls(
         return hook
 
     handles = [
-        blocks[i].register_forward_hook(listen(i), with_kwargs=True) for i in sorted(set(indices))
+        blocks[i].register_forward_hook(record(i), with_kwargs=True) for i in sorted(set(indices))
     ]
     try:
         model(input_ids=ids, use_cache=False)

@@ -19,7 +19,7 @@ def requested_sizes(config: PreTrainedConfig, request: SizeRequest) -> Sizes:
 
     Args:
         config: the teacher's config.
-        request: what is asked for.
+        request: what to plan.
 
     Raises:
         UserError: sizes that do not fit, or a reduction out of reach.

@@ -135,10 +135,10 @@ def _checked(cells: Mapping[str, Sequence[Any]], count: int, where: str) -> pd.D
     frame = pd.DataFrame(
         {name: pd.Series(typed[name][:end], dtype=_COLUMNS[name][0]) for name in METRIC_COLUMNS}
     )
-    for wrong, said in _broken_rules(frame):
+    for wrong, message in _broken_rules(frame):
         if (found := _first(wrong)) < end:
             end = found
-            fault = said.format(**frame.iloc[found])
+            fault = message.format(**frame.iloc[found])
     if fault:
         raise UserError(f"{where}, row {end + 1}: {fault}")
     frame = frame.sort_values(list(KEY_COLUMNS), na_position="first", ignore_index=True)
@@ -219,7 +219,7 @@ def _or_empty(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return read_or_none
 
 
-# Type and reader by column, in the order in which a row's faults are told.
+# Type and reader by column, in the order in which a row's faults are reported.
 _COLUMNS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("study", "teacher", "arm", "task", "metric"), ("str", _name)),
     **dict.fromkeys(("seed", "n", "clusters"), ("Int64", _or_empty(_integer))),

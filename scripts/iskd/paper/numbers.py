@@ -168,6 +168,6 @@ def save_numbers(frame: pd.DataFrame, stem: Path, title: str, root: str = "") ->
             ("meaning", "Meaning"),
         )
     ]
-    told = [f"Root digest of the study (`{ROOT_MACRO}`): `{root}`", ""] if root else []
-    text = "\n".join([title, "", *told, *markdown_rows(columns)]) + "\n"
+    root_lines = [f"Root digest of the study (`{ROOT_MACRO}`): `{root}`", ""] if root else []
+    text = "\n".join([title, "", *root_lines, *markdown_rows(columns)]) + "\n"
     stem.with_name(f"{stem.name}.md").write_bytes(text.encode())

@@ -156,7 +156,7 @@ def costs_columns(frame: pd.DataFrame) -> list[Column]:
 def _fact(frame: pd.DataFrame, task: str, metric: str) -> Column:
     how, name = quantity(task, metric), f"{task}/{metric}"
     spreads = frame.get(f"{name}/spread", pd.Series(float("nan"), index=frame.index))
-    # A spread of nothing, as that of a number of tokens, need not be said.
+    # A spread of nothing, as that of a number of tokens, need not be shown.
     pairs = zip(frame[name], spreads.where(spreads > 0), strict=True)
     unit = "" if metric.endswith("_hours") else how.unit
     cells = [with_spread(value, spread, how) for value, spread in pairs]

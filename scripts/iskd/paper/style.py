@@ -1,7 +1,7 @@
 """One look for all figures and tables: names, order, colours, markers and dashes.
 
 Colours are those of Okabe and Ito (Color Universal Design, 2008) with a reserve from Paul Tol's
-"muted" scheme, both made to be told apart with any common colour vision. Marker and dashes differ
+"muted" scheme, both distinguishable with any common colour vision. Marker and dashes differ
 as well, so that a figure survives a print in grey.
 """
 

@@ -1,4 +1,4 @@
-"""What a study consists of, and what each of its jobs is asked, derived from its config alone.
+"""What a study consists of, and the parameters of each of its jobs, derived from its config alone.
 
 Everything here is known before the run, so the rule graph needs no Snakemake checkpoint. A job's
 parameters hold exactly what its result depends on: Snakemake reruns a job when they change.
@@ -20,8 +20,8 @@ class StudyPlan:
 
     Attributes:
         models: which models there are, what makes them, where they lie.
-        trainings: what the jobs that plan or train are asked.
-        jobs: what all other jobs are asked.
+        trainings: the parameters of the jobs that plan or train.
+        jobs: the parameters of all other jobs.
     """
 
     def __init__(self, study: Study) -> None:

@@ -1,4 +1,4 @@
-"""What the jobs of a study are asked, but for those that train: :mod:`iskd.plan.trainings`.
+"""The parameters of a study's jobs, but for those that train: :mod:`iskd.plan.trainings`.
 
 Everything here is known before the run, so the rule graph needs no Snakemake checkpoint. A job's
 parameters hold exactly what its result depends on: Snakemake reruns a job when they change.
@@ -34,7 +34,7 @@ HELDOUT = "heldout"
 
 
 class StudyJobs:
-    """What the jobs of a study are asked that prepare, evaluate, collect and report.
+    """The parameters of the jobs that prepare, evaluate, collect and report.
 
     Each method gives the named parameters of one rule.
 

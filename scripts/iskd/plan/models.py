@@ -117,10 +117,10 @@ class StudyModels:
     def evaluated_steps(self, teacher: str, arm: Arm) -> list[int]:
         """List the steps at which an arm's models are evaluated."""
         steps = self.arm_steps(teacher, arm)
-        asked = self.study.evaluation.steps
-        if not isinstance(arm, IskdArm) or asked == "all":
+        chosen = self.study.evaluation.steps
+        if not isinstance(arm, IskdArm) or chosen == "all":
             return steps
-        wanted = {self.headline(teacher)} if asked == "headline" else set(asked)
+        wanted = {self.headline(teacher)} if chosen == "headline" else set(chosen)
         return [step for step in steps if step in wanted]
 
     def headline(self, teacher: str) -> int:

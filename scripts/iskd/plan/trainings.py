@@ -1,4 +1,4 @@
-"""What the jobs that plan or train are asked: order, sizes, settings, and what else decides."""
+"""The parameters of the jobs that plan or train: order, sizes, settings, and what else decides."""
 
 import random
 from dataclasses import asdict, replace
@@ -33,7 +33,7 @@ from iskd.settings import (
 
 
 class StudyTrainings:
-    """What the jobs of a study are asked that plan or train.
+    """The parameters of the jobs of a study that plan or train.
 
     Args:
         study: the checked config.

@@ -2,7 +2,7 @@
 
 An artifact is a folder with a ``manifest.json``, written last. It is built next to its place,
 flushed to disk and moved there by rename, so that after a crash there is the old one, the new
-one, or none. The manifest says what was asked and what came out and nothing about time or place:
+one, or none. The manifest has the request and what came out, and nothing about time or place:
 the same work gives the same bytes anywhere, and Snakemake, which compares small files by
 checksum, stops a rerun where nothing changed (its form: ``iskd.provenance.statement``). How it
 happened stands beside it in ``run.json``, which names the manifest it belongs to by digest.
@@ -132,7 +132,7 @@ def publish(
     draft: Path,
     folder: Path,
     *,
-    asked: dict[str, Any],
+    request: dict[str, Any],
     summary: dict[str, Any],
     run: dict[str, Any],
 ) -> None:
@@ -145,7 +145,7 @@ def publish(
     Args:
         draft: the folder from :func:`staging_folder`, holding the artifact's files.
         folder: the artifact's place; what lies there is replaced.
-        asked: rule, wildcards, parameters, seed, inputs, code and lock that define the artifact.
+        request: rule, wildcards, parameters, seed, inputs, code and lock that define the artifact.
         summary: the few numbers that somebody reading the manifest wants to see.
         run: how it happened: times, host, versions, device.
     """
@@ -156,7 +156,7 @@ def publish(
     made = {f.relative_to(draft).as_posix(): produced(f) for f in files}
     for file in files:
         flush(file)
-    text = write_statement(Statement(asked, made, summary))
+    text = write_statement(Statement(request, made, summary))
     write_text(draft / RUN, canonical_json(run | {"statement": text_digest(text)}))
     write_text(draft / MANIFEST, text)
     for place in [draft, *(d for d in draft.rglob("*") if d.is_dir())]:

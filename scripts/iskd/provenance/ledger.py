@@ -34,12 +34,12 @@ class Ledger:
 
     Args:
         folder: the job's work folder.
-        asked: what defines the artifact; attempts at another one do not count.
+        request: what defines the artifact; attempts at another one do not count.
         spent: tells what this attempt has taken until now.
     """
 
-    def __init__(self, folder: Path, asked: dict[str, Any], spent: Callable[[], Spent]) -> None:
-        digest = hashlib.sha256(canonical_json(asked).encode()).hexdigest()
+    def __init__(self, folder: Path, request: dict[str, Any], spent: Callable[[], Spent]) -> None:
+        digest = hashlib.sha256(canonical_json(request).encode()).hexdigest()
         self.path = folder / f"{PREFIX}{digest[:16]}.json"
         self.spent = spent
         self.before = self._read()
@@ -52,7 +52,7 @@ class Ledger:
             return []
 
     def note(self) -> None:
-        """Write down what this attempt has taken until now; a full disk is told elsewhere."""
+        """Write down what this attempt has taken until now; a full disk is reported elsewhere."""
         entries = [asdict(spent) for spent in [*self.before, self.spent()]]
         with suppress(OSError):
             write_text(self.path, canonical_json(entries))

@@ -1,7 +1,7 @@
 """What an artifact's ``manifest.json`` says, as an in-toto Statement with SLSA provenance.
 
 The form is others' (https://in-toto.io/Statement/v1 around https://slsa.dev/provenance/v1), so that
-their tools can read it: subjects are the artifact's files, ``externalParameters`` what was asked,
+their tools can read it: subjects are the artifact's files, ``externalParameters`` the request,
 ``resolvedDependencies`` what it was made from. Nothing in it is about time or place: the same work
 gives the same bytes anywhere, and each statement names its inputs' statements by digest, so that
 one digest stands for all that led to it.
@@ -47,18 +47,18 @@ class Produced:
 
 @dataclass(frozen=True)
 class Statement:
-    """What was asked for and what came out.
+    """What was requested and what came out.
 
     Attributes:
-        asked: ``rule``, ``wildcards``, ``parameters``, ``seed``, ``code`` (digest of the code that
-            the rule runs), ``lock`` (sha256 of the lock file) and ``inputs``: for each file its
-            ``sha256`` and, where it is a manifest, ``artifact``, the digest of that artifact's
+        request: ``rule``, ``wildcards``, ``parameters``, ``seed``, ``code`` (digest of the code
+            that the rule runs), ``lock`` (sha256 of the lock file) and ``inputs``: for each file
+            its ``sha256`` and, where it is a manifest, ``artifact``, the digest of that artifact's
             files.
         files: by their path below the artifact's folder.
         summary: the few numbers that a reader wants to see.
     """
 
-    asked: dict[str, Any]
+    request: dict[str, Any]
     files: dict[str, Produced]
     summary: dict[str, Any]
 
@@ -81,18 +81,18 @@ def artifact_digest(files: Mapping[str, Produced]) -> str:
 
 def write_statement(statement: Statement) -> str:
     """Give a statement's text, of which there is one only."""
-    asked = statement.asked
+    request = statement.request
     dependencies = [
         {
             "name": name,
             "digest": {"sha256": about["sha256"]},
             **({"annotations": {"artifact": about["artifact"]}} if "artifact" in about else {}),
         }
-        for name, about in sorted(asked["inputs"].items())
+        for name, about in sorted(request["inputs"].items())
     ]
     dependencies += [
-        {"name": CODE, "digest": {"syntax_trees": asked["code"]}},
-        {"name": LOCK_FILE, "digest": {"sha256": asked["lock"]}},
+        {"name": CODE, "digest": {"syntax_trees": request["code"]}},
+        {"name": LOCK_FILE, "digest": {"sha256": request["lock"]}},
     ]
     subjects = [
         {
@@ -106,7 +106,7 @@ def write_statement(statement: Statement) -> str:
     build = {
         "buildType": BUILD_TYPE,
         "externalParameters": {
-            key: asked[key] for key in ("rule", "wildcards", "parameters", "seed")
+            key: request[key] for key in ("rule", "wildcards", "parameters", "seed")
         },
         "resolvedDependencies": dependencies,
     }
@@ -165,23 +165,23 @@ def _no_constant(name: str) -> None:
 
 def _read(data: dict[str, Any]) -> Statement:
     build = data["predicate"]["buildDefinition"]
-    asked = dict(build["externalParameters"])
-    if set(asked) != {"rule", "wildcards", "parameters", "seed"}:
-        raise ValueError(f"has the parameters {', '.join(sorted(asked))}")
+    request = dict(build["externalParameters"])
+    if set(request) != {"rule", "wildcards", "parameters", "seed"}:
+        raise ValueError(f"has the parameters {', '.join(sorted(request))}")
     inputs: dict[str, dict[str, str]] = {}
     for about in build["resolvedDependencies"]:
         name, digest = about["name"], about["digest"]
         if name == CODE:
-            asked["code"] = _hex(digest["syntax_trees"], "4,64")
+            request["code"] = _hex(digest["syntax_trees"], "4,64")
         elif name == LOCK_FILE:
-            asked["lock"] = _hex(digest["sha256"])
+            request["lock"] = _hex(digest["sha256"])
         elif name in inputs:
             raise ValueError(f"names the input {name} twice")
         else:
             inputs[name] = {"sha256": _hex(digest["sha256"])}
             if "annotations" in about:
                 inputs[name]["artifact"] = _hex(about["annotations"]["artifact"])
-    asked["inputs"] = inputs
+    request["inputs"] = inputs
     files: dict[str, Produced] = {}
     for subject in data["subject"]:
         name, digest = safe_name(subject["name"]), subject["digest"]
@@ -195,7 +195,7 @@ def _read(data: dict[str, Any]) -> Statement:
             _hex(digest["sha256"]), size, None if tensors is None else _hex(tensors)
         )
     (byproduct,) = data["predicate"]["runDetails"]["byproducts"]
-    return Statement(asked, files, dict(byproduct["annotations"]))
+    return Statement(request, files, dict(byproduct["annotations"]))
 
 
 def _hex(value: Any, digits: str = "64") -> str:

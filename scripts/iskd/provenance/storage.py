@@ -16,7 +16,7 @@ from iskd.errors import UserError
 
 _AGAIN = "then call snakemake again"
 _NO_PERMISSION = ("no permission", f"check owner and mode of it and its folder, {_AGAIN}")
-# By error number: what is wrong, and what mends it.
+# By error number: what is wrong, and the remedy.
 _FAULTS = {
     errno.ENOSPC: ("the disk is full", f"free some space, {_AGAIN}"),
     errno.EDQUOT: ("the disk quota is used up", f"free some space or have it raised, {_AGAIN}"),

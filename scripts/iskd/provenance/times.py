@@ -47,7 +47,7 @@ def _artifacts(study: Path) -> Iterator[_Artifact]:
         # A file that is an input twice stands there twice, the second time as `... #2`.
         inputs = {
             _input_file(re.sub(r" #\d+$", "", name), top): about["sha256"]
-            for name, about in statement.asked["inputs"].items()
+            for name, about in statement.request["inputs"].items()
         }
         here = {file: digest for file, digest in inputs.items() if file.is_file()}
         # A rule may have copies of its files beside the artifacts, as metrics.csv.

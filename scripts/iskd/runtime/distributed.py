@@ -87,9 +87,9 @@ def first_says(value: int) -> int:
     """Give the first process's number to all."""
     if world().size == 1:
         return value
-    said = torch.tensor([value])
-    distributed.broadcast(said, src=0)
-    return int(said)
+    shared = torch.tensor([value])
+    distributed.broadcast(shared, src=0)
+    return int(shared)
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:

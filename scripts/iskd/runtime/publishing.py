@@ -55,7 +55,7 @@ def publish_draft(
         "resumed_after_texts": work.resumed_texts,
     }
     with _copies(draft, folder, outputs):
-        publish(draft, folder, asked=work.request, summary=summary, run=run)
+        publish(draft, folder, request=work.request, summary=summary, run=run)
     work.remove()
 
 
@@ -87,7 +87,7 @@ def _is_published(folder: Path, request: dict[str, Any]) -> bool:
     """Tell whether an artifact lies at its place, and every file of it is what was published."""
     try:
         statement = read_manifest(folder)
-        if statement.asked != json.loads(canonical_json(request)):
+        if statement.request != json.loads(canonical_json(request)):
             return False
         return all(
             file_digest(folder / name) == file.sha256 for name, file in statement.files.items()
@@ -97,7 +97,7 @@ def _is_published(folder: Path, request: dict[str, Any]) -> bool:
 
 
 def _check_outputs(outputs: list[Path], draft: Path) -> None:
-    draft.stat()  # its being gone is told apart from a file that was not written
+    draft.stat()  # its being gone is another fault than a file that was not written
     missing = [
         path.name
         for path in outputs

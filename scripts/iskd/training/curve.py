@@ -61,18 +61,18 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the model ready for the step, and add up what the step costs."""
+        """Make the model ready for the update, and add up what it costs."""
         del args, control, kwargs
-        step = state.global_step
-        variant = self.on_update(step, state.max_steps) if self.on_update else None
+        update = state.global_step
+        variant = self.on_update(update, state.max_steps) if self.on_update else None
         if variant not in self.per_sequence:
             self.per_sequence[variant] = self.count()
-        self.flops += self.per_sequence[variant] * self.batch_of(step)
+        self.flops += self.per_sequence[variant] * self.batch_of(update)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have the last step reported whatever its number: its totals are the run's."""
+        """Have the last update reported whatever its number: its totals are the run's."""
         del args, kwargs
         if self.bar is None and world().first:
             self.bar = bar(state.max_steps, _NAMES[self.phase], done=state.global_step - 1)
@@ -129,31 +129,31 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
         losses = [loss.item() for loss in self.losses]
         return {"history": self.history, "flops": self.flops, "losses": losses}
 
-    def carry_on(self, curve: dict[str, Any], step: int) -> None:
-        """Take over the curve of the run that is resumed after a step."""
+    def carry_on(self, curve: dict[str, Any], update: int) -> None:
+        """Take over the curve of the run that is resumed after an update."""
         self.history[:] = curve["history"]
         self.flops = curve["flops"]
         self.losses[:] = [torch.tensor(loss) for loss in curve["losses"]]
-        self.resumed = step
+        self.resumed = update
 
-    def seen(self, steps: int) -> int:
-        """Count the sequences of so many steps; an epoch's last batch may be a short one."""
-        epochs, batches = divmod(steps, -(-self.sequences // self.batch))
+    def seen(self, updates: int) -> int:
+        """Count the sequences of so many updates; an epoch's last batch may be a short one."""
+        epochs, batches = divmod(updates, -(-self.sequences // self.batch))
         return epochs * self.sequences + batches * self.batch
 
-    def batch_of(self, step: int) -> int:
-        """Count the sequences of one step's batch, all processes together."""
-        return self.seen(step + 1) - self.seen(step)
+    def batch_of(self, update: int) -> int:
+        """Count the sequences of one update's batch, all processes together."""
+        return self.seen(update + 1) - self.seen(update)
 
 
-def check_finite(loss: float, step: int, steps: int) -> None:
+def check_finite(loss: float, update: int, updates: int) -> None:
     """Check that a run has not diverged.
 
     Raises:
         UserError: its loss is infinite or no number.
     """
     if not math.isfinite(loss):
-        raise UserError(f"step {step} of {steps}: the loss is {loss}, no number; {LOWER_RATE}")
+        raise UserError(f"step {update} of {updates}: the loss is {loss}, no number; {LOWER_RATE}")
 
 
 def joined(*histories: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from iskd.training.curve import LOWER_RATE, REPORTS, OnUpdate, Phase, Reporter
 from iskd.training.flops import count_flops
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import Grouping, make_optimizer, parameter_groups
-from iskd.training.resuming import StateKeeper, newest_state, read_curve, states_of, step_of
+from iskd.training.resuming import StateKeeper, newest_state, read_curve, states_of, update_of
 from iskd.training.sharding import copy_to_train, split_by_block, take_over
 from iskd.training.trainer import ObjectiveTrainer
 
@@ -81,7 +81,7 @@ def fine_tune(
         work: where the states of the run are kept, if it is to survive being killed.
 
     Returns:
-        the training curve, its last row at the last step: optimiser step, tokens seen, loss (mean
+        the training curve, its last row at the last update: the update, tokens seen, loss (mean
         since the row before), low learning rate (the high one where all is compact), and FLOPs so
         far (forward and backward, the teacher's included; counted on one sequence of a throw-away
         pass, which they are proportional to)
@@ -182,9 +182,9 @@ def train(
             trainer.add_callback(StateKeeper(states, stop, reporter.curve))
             newest = newest_state(states)
         if newest is not None and work is not None:
-            reporter.carry_on(read_curve(newest), step_of(newest))
-            work.resumed.append(step_of(newest))
-            log.info("resumed after step %d of %d", step_of(newest), updates)
+            reporter.carry_on(read_curve(newest), update_of(newest))
+            work.resumed.append(update_of(newest))
+            log.info("resumed after step %d of %d", update_of(newest), updates)
         with _full_memory_explained(settings):
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if trainer.state.global_step < updates:
@@ -285,7 +285,7 @@ def _arguments(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         # Not only for a model with unused parts: without it DDP puts the gradients into another
-        # order after the first step, and three numbers or more have another sum then. A run that
+        # order after the first update, and three numbers or more have another sum then. A run that
         # is resumed would not end with the same bits.
         ddp_find_unused_parameters=True,
     )

@@ -85,19 +85,19 @@ def plan_memory(
         rows, own = sequences * length, 2 if precision == "bfloat16" else _FLOAT32
         chunks = in_chunks(model)
         kept += _of_chunks(model, rows, own) if chunks else _FLOAT32 * rows * config.vocab_size
-        teachers = 0
+        teacher_bytes = 0
         if teacher is not None:
             size = getattr(torch, teacher_precision).itemsize
             with torch.device("meta"):
                 other = AutoModelForCausalLM.from_config(teacher)
-            teachers = size * sum(p.numel() for p in other.parameters())
+            teacher_bytes = size * sum(p.numel() for p in other.parameters())
             if chunks:
                 chunk = min(rows, ROWS) * teacher.vocab_size
-                teachers += size * (rows * teacher.hidden_size + chunk) + 2 * _FLOAT32 * chunk
+                teacher_bytes += size * (rows * teacher.hidden_size + chunk) + 2 * _FLOAT32 * chunk
             else:
                 # Its logits, and the gradient that the divergence leaves in the student's type.
-                teachers += (size + own) * rows * teacher.vocab_size
-    return MemoryPlan(weights, weights, 2 * weights, kept, teachers)
+                teacher_bytes += (size + own) * rows * teacher.vocab_size
+    return MemoryPlan(weights, weights, 2 * weights, kept, teacher_bytes)
 
 
 def _of_chunks(model: PreTrainedModel, rows: int, own: int) -> int:
@@ -166,7 +166,7 @@ def memory_table(model: Path, length: int, cards: Sequence[float], *, kl: bool) 
         model: folder with a model's ``config.json``.
         length: tokens per sequence.
         cards: their sizes in GB (10^9 bytes); a tenth of each is left to the libraries.
-        kl: the model's own like listens, in bfloat16.
+        kl: the loss has a term of a teacher of the model's own shape, in bfloat16.
 
     Raises:
         UserError: there is no config, it is of no family that is known, or ``length`` is too long.
@@ -207,7 +207,7 @@ def _config(model: Path) -> PreTrainedConfig:
     try:
         config = load_config(model)
     except (OSError, ValueError, KeyError) as error:
-        said = str(error).strip().splitlines()[:1]
-        raise UserError(f"{model}: config.json cannot be read ({''.join(said)})") from error
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(f"{model}: config.json cannot be read ({''.join(reason)})") from error
     family_of(config)
     return config

@@ -22,7 +22,7 @@ def pretrain(
     seed: int,
     work: WorkFolder | None = None,
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """Train a decoder of the asked shape.
+    """Train a decoder of the given shape.
 
     Args:
         sequences: tokens, int (sequences, length).

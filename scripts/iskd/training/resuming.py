@@ -32,12 +32,12 @@ def states_of(work: WorkFolder, device: torch.device, phase: Phase, seed: int) -
 def newest_state(states: RunStates) -> Path | None:
     """Find the state that all processes go on from; the first one judges them."""
     found = states.newest() if world().first else None
-    step = first_says(-1 if found is None else step_of(found))
-    return None if step < 0 else states.path / f"checkpoint-{step}"
+    update = first_says(-1 if found is None else update_of(found))
+    return None if update < 0 else states.path / f"checkpoint-{update}"
 
 
-def step_of(state: Path) -> int:
-    """Say after which step a state was saved."""
+def update_of(state: Path) -> int:
+    """Say after which update a state was saved."""
     return int(state.name.removeprefix("checkpoint-"))
 
 
@@ -45,11 +45,11 @@ class StateKeeper(TrainerCallback):  # type: ignore[misc] # the library is not t
     """Have the Trainer save its state, and vouch for what it saved.
 
     Saving changes no bit of the run: the Trainer keeps the order of its data and all random
-    states. A request to stop is honoured at the end of the optimiser step, when they belong
+    states. A request to stop is honoured at the end of the optimiser update, when they belong
     together (a state saved before it holds numbers that were drawn already).
 
-    Several processes save and stop at the same step: when the clock of the first says so, and when
-    any of them is asked to stop.
+    Several processes save and stop at the same update: when the clock of the first says so, and
+    when any of them is asked to stop.
 
     Args:
         states: where they lie.

@@ -103,7 +103,7 @@ def substitute_block(
         teacher: gives the teacher, where something compares with it.
         sizes: of the compact block.
         corpus: its sequences, int (sequences, length).
-        settings: what the step is asked.
+        settings: the parameters of the step.
         step: number of the step, from 1.
         seed: seed of the run; each step draws numbers of its own.
         work: where the states of the fine-tuning are kept.
@@ -166,7 +166,7 @@ def substitute_at_once(
         teacher: gives a fresh copy of the teacher.
         sizes: of the compact blocks.
         corpus: its sequences, int (sequences, length).
-        settings: what the job is asked.
+        settings: the parameters of the job.
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
         work: where the states of the fine-tuning are kept.

@@ -14,12 +14,12 @@ from iskd.models import family_of
 
 
 class StochasticBlocks:
-    """Let a frozen original stand in for a compact block in some of the optimiser steps.
+    """Let a frozen original stand in for a compact block in some of the optimiser updates.
 
-    BERT-of-Theseus (arXiv 2002.02925), sections 3.2 and 3.3: at each step every compact block is
+    BERT-of-Theseus (arXiv 2002.02925), sections 3.2 and 3.3: at each update every compact block is
     used with a probability that rises linearly from ``first`` to 1 over the first ``curriculum``
-    share of the steps and then stays 1; otherwise the original is. One draw goes for the whole
-    step, so that accumulated batches and the second forward of gradient checkpointing agree.
+    share of the updates and then stays 1; otherwise the original is. One draw goes for the whole
+    update, so that accumulated batches and the second forward of gradient checkpointing agree.
 
     Use it as a context, and give its ``draw`` to ``fine_tune`` as ``on_update``. While the context
     is open the compact blocks stay where they are, under their names: only their ``forward`` is
@@ -33,9 +33,9 @@ class StochasticBlocks:
     Args:
         model: the model with the compact blocks.
         originals: by index in the model's list of blocks, what each compact block replaces.
-        first: probability of the compact block at the first step.
-        curriculum: share of the steps in which it rises; 0 for compact blocks throughout.
-        seed: seed of the draws; step n's depend on nothing else than it and the number of steps.
+        first: probability of the compact block at the first update.
+        curriculum: share of the updates in which it rises; 0 for compact blocks throughout.
+        seed: seed of the draws; update n's depend on nothing else than it and their number.
 
     Raises:
         UserError: ``first`` or ``curriculum`` is not a share.
@@ -62,10 +62,10 @@ class StochasticBlocks:
         self._draws = torch.empty(0, len(self._pairs))
         self._compact = [True] * len(self._pairs)
 
-    def probability(self, step: int, total: int) -> float:
-        """Give the probability of each compact block at one step (from 0) of a run."""
+    def probability(self, update: int, total: int) -> float:
+        """Give the probability of each compact block at one update (from 0) of a run."""
         rising = self.curriculum * total
-        return 1.0 if step >= rising else self.first + (1 - self.first) * step / rising
+        return 1.0 if update >= rising else self.first + (1 - self.first) * update / rising
 
     def draw(self, update: int, total: int) -> tuple[bool, ...]:
         """Draw for one optimiser update (from 0) which blocks are the compact ones.

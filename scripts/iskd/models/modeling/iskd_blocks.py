@@ -130,7 +130,8 @@ class Adapter:
         rotary: the library's class of rotary angles; None for learned positions.
         dropout: the config's key for the dropout of embeddings, if there is one.
         resize_attention: changes the number of heads, where the config takes no head size.
-        mend_narrow: mends what a narrow block's attention took from its number of heads.
+        fix_narrow_attention: corrects what a narrow block's attention derived from its own
+            number of heads.
         after_init: finishes a fresh compact block as the family does.
         publish: gives a compact block the defect of the published code, for families it covers.
     """
@@ -148,7 +149,7 @@ class Adapter:
     rotary: type[nn.Module] | None = None
     dropout: str | None = None
     resize_attention: Callable[[nn.Module, Any, int], None] | None = None
-    mend_narrow: Callable[[nn.Module, Any], None] | None = None
+    fix_narrow_attention: Callable[[nn.Module, Any], None] | None = None
     after_init: Callable[["CompactBlock", Any], None] | None = None
     publish: Callable[["CompactBlock"], None] | None = None
 
@@ -290,8 +291,8 @@ def narrow_block(config: Any, sizes: NarrowSizes, index: int, adapter: Adapter) 
     attention.config = config
     if adapter.resize_attention is not None:
         adapter.resize_attention(attention, config, sizes.heads)
-    if adapter.mend_narrow is not None:
-        adapter.mend_narrow(attention, config)
+    if adapter.fix_narrow_attention is not None:
+        adapter.fix_narrow_attention(attention, config)
     return block
 
 
@@ -319,7 +320,7 @@ class CompactModelMixin:
         _record_outer_blocks(self.base_model, blocks, self.adapter)
         published = [blocks[i] for i, sizes in changed.compact.items() if sizes.published]
         if published:
-            _tell_the_mask(self.base_model, published)
+            _pass_mask_to_blocks(self.base_model, published)
 
 
 def _record_outer_blocks(base: nn.Module, blocks: nn.ModuleList, adapter: Adapter) -> None:
@@ -335,13 +336,13 @@ def _record_outer_blocks(base: nn.Module, blocks: nn.ModuleList, adapter: Adapte
     base._output_capturing_hooks_installed = True  # type: ignore[assignment]
 
 
-def _tell_the_mask(base: nn.Module, blocks: list[CompactBlock]) -> None:
-    def tell(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _pass_mask_to_blocks(base: nn.Module, blocks: list[CompactBlock]) -> None:
+    def pass_mask(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del args
         for block in blocks:
             block.given_mask = kwargs.get("attention_mask")
 
-    base.register_forward_pre_hook(tell, with_kwargs=True)
+    base.register_forward_pre_hook(pass_mask, with_kwargs=True)
 
 
 def register_for_folders(config: type[Any], model: type[Any]) -> None:

@@ -21,7 +21,7 @@ def _norm(config: Any, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=config.layer_norm_eps)
 
 
-def _mend_norms(attention: nn.Module, config: Any) -> None:
+def _fix_norms(attention: nn.Module, config: Any) -> None:
     """Give the norms of queries and keys the head's own size: the library divides by the heads."""
     if config.qk_layernorm:
         size = config.hidden_size // config.num_attention_heads
@@ -78,7 +78,7 @@ class CompactPhiForCausalLM(CompactModelMixin, PhiForCausalLM):
         writers=("self_attn.dense", "mlp.fc2"),
         rotary=PhiRotaryEmbedding,
         dropout="embd_pdrop",
-        mend_narrow=_mend_norms,
+        fix_narrow_attention=_fix_norms,
         publish=_publish,
     )
 
