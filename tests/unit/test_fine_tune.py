@@ -282,7 +282,7 @@ def test_a_large_vocabulary_learns_the_same_without_logits(
         monkeypatch.setattr(objectives, "LARGE_VOCABULARY", large)
         objective = Mixture(ObjectiveSettings(next_token=0.5, kl=0.5), tiny_model("gpt2"))
         settings = replace(SETTINGS, precision=precision, micro_batch=2, epochs=3)
-        history = fine_tune(fresh(), random_blocks(10), settings, seed=1, objective=objective)
+        history = fine_tune(fresh(), random_sequences(10), settings, seed=1, objective=objective)
         curves.append([row["loss"] for row in history])
         flops = history[-1]["flops"]
         assert flops > 0

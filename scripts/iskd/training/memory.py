@@ -113,9 +113,13 @@ def _of_chunks(model: PreTrainedModel, rows: int, own: int) -> int:
         own: bytes of a number in the type that products are computed in.
     """
     projection: int = model.get_output_embeddings().weight.numel()
-    chunk = min(rows, ROWS) * model.config.vocab_size
+    chunk = min(rows, ROWS) * int(model.config.vocab_size)
     copied = own * projection if own < _FLOAT32 else 0
-    return _FLOAT32 * (rows * model.config.hidden_size + projection) + copied + 4 * _FLOAT32 * chunk
+    return (
+        _FLOAT32 * (rows * int(model.config.hidden_size) + projection)
+        + copied
+        + 4 * _FLOAT32 * chunk
+    )
 
 
 def largest_micro_batch(plan: Callable[[int], MemoryPlan], room: int) -> int:
