@@ -24,10 +24,9 @@ MOST_VALUES = 100_000
 
 def unreadable(path: Path) -> str | None:
     """Say what keeps Snakemake from reading a config, in one line; None for nothing."""
-    broken: str | None = None
+    root, broken = None, None
     try:
-        text = path.read_bytes().decode("utf-8")
-        root, broken = _parsed(text)
+        root, broken = _parsed(path.read_bytes().decode("utf-8"))
         return _misread(root, load_configfile(path))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -35,6 +34,7 @@ def unreadable(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror}); name a file that exists"
     except WorkflowError:
+        broken = broken or _refused(root)
         return broken or "no keys at its top level; a study begins with `study: <name>`"
     except RecursionError:
         return "nested too deep; look for a bracket that is never closed"
@@ -51,12 +51,25 @@ def _parsed(text: str) -> tuple[yaml.Node | None, str | None]:
         line = text[: error.position].count("\n") + 1
         return None, f"line {line}: character {error.character:#x} is not allowed; remove it"
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}: " if mark else ""
-        reason = " ".join((error.problem or "").split())[:200]
-        reason = reason if reason.isprintable() else ascii(reason)[1:-1]
-        hint = "look for brackets, quotes, tabs and colons there"
-        return None, f"{where}no YAML ({reason}); {hint}"
+        return None, _place_of(error)
+
+
+def _refused(root: yaml.Node | None) -> str | None:
+    """Say which tag YAML's loader refuses, if it is one, as a call of Python's."""
+    try:
+        if root is not None:
+            yaml.FullLoader("").construct_document(root)
+    except yaml.MarkedYAMLError as error:
+        return _place_of(error)
+    return None
+
+
+def _place_of(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}: " if mark else ""
+    message = " ".join((error.problem or "").split())[:200]
+    message = message if message.isprintable() else ascii(message)[1:-1]
+    return f"{where}no YAML ({message}); look for brackets, quotes, tabs and colons there"
 
 
 def _misread(root: yaml.Node | None, config: Any) -> str | None:

@@ -319,7 +319,9 @@ def verdict_in(clone: Clone, at: str) -> dict[str, set[str]]:
 
 def test_14_changed_code(finished: Clone, tmp_path: Path) -> None:
     clone = finished.copy(tmp_path / "clone")
-    clone.edit("scripts/iskd/training/optimizer.py", "(0.9, beta2)", "(0.91, beta2)")
+    clone.edit(
+        "scripts/iskd/training/optimizer.py", "(0.9, settings.beta2)", "(0.91, settings.beta2)"
+    )
     assert verdict_in(clone, "recorded") == {}
     stale = verdict_in(clone, "checkout")
     assert set(stale) == {"STALE_CODE"}

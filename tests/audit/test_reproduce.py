@@ -44,7 +44,7 @@ def test_what_cannot_be_the_same_or_made_here_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("request", "why"),
+    ("changes", "why"),
     [
         ({"rule": "../evil"}, "has no rule '../evil'"),
         ({"inputs": {f"{RESULTS}/../../secret": {"sha256": "1" * 64}}}, "not in the study"),
@@ -52,7 +52,7 @@ def test_what_cannot_be_the_same_or_made_here_is_refused(
     ],
 )
 def test_a_statement_that_leads_elsewhere_is_refused(
-    request: dict[str, Any],
+    changes: dict[str, Any],
     why: str,
     finished: Clone,
     tmp_path: Path,
@@ -61,7 +61,7 @@ def test_a_statement_that_leads_elsewhere_is_refused(
     study = tmp_path / RESULTS
     shutil.copytree(finished.folder / RESULTS, study)
     (tmp_path / "secret").write_text("not yours")
-    Results(study).rewrite(WORLD, request=request)
+    Results(study).rewrite(WORLD, request=changes)
     assert main(["reproduce", str(study / WORLD)]) == 2
     out = capsys.readouterr().out
     assert out.startswith(f"REFUSED {WORLD}: ")

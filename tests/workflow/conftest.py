@@ -16,7 +16,7 @@ from iskd.audit.isolation import no_network
 from tests.measured import is_measured
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("workflow", "scripts", "config", "envs", "tests/config")
+PARTS = ("workflow", "scripts", "config", "envs", "tools", "tests/config")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 TINY = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
 

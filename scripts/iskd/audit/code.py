@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from iskd.provenance.artifact import RUN
-from iskd.provenance.environment import CHECKOUT, CODE_FOLDERS, code_files, tree_digest
+from iskd.provenance.environment import (
+    CHECKOUT,
+    CODE_FOLDERS,
+    PLAN,
+    code_files,
+    git,
+    tree_digest,
+)
 
 
 class UnavailableError(Exception):
@@ -41,8 +48,9 @@ def check_out(run: Mapping[str, Any], top: Path, is_right: Callable[[Path], bool
         raise UnavailableError(f"the code here is other, and {RUN} names no commit to take it from")
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(commit)):
         raise UnavailableError(f"{RUN} names {commit!r} as its commit, which is none")
+    paths = [*CODE_FOLDERS, *([PLAN] if git("ls-tree", "--name-only", commit, PLAN) else [])]
     done = subprocess.run(  # noqa: S603 - fixed program; the commit is checked above
-        ["git", "-C", str(CHECKOUT), "archive", "--format=tar", commit, *CODE_FOLDERS],  # noqa: S607
+        ["git", "-C", str(CHECKOUT), "archive", "--format=tar", commit, *paths],  # noqa: S607
         capture_output=True,
         check=False,
     )

@@ -11,9 +11,7 @@ from typing import Any
 
 from iskd.errors import UserError
 from iskd.provenance.artifact import MANIFEST
-from iskd.provenance.environment import CHECKOUT
-
-PLAN = CHECKOUT / "tools" / "plan.py"
+from iskd.provenance.environment import CHECKOUT, PLAN
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Planning:
         empty = place / "empty"
         empty.mkdir()
         self._process = subprocess.Popen(  # noqa: S603 - our own script
-            [sys.executable, str(PLAN), str(file)],
+            [sys.executable, str(CHECKOUT / PLAN), str(file)],
             cwd=empty,
             env={**os.environ, "ISKD_PLAN_ONLY": "1"},
             stdout=subprocess.PIPE,

@@ -14,6 +14,8 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 LOCK = CHECKOUT / "envs" / "requirements.lock"
 
 CODE_FOLDERS = ("scripts", "workflow", "envs")
+PLAN = "tools/plan.py"
+"""The one tool that the library calls: `iskd verify` plans a study with it."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm-eval", "seaborn")
 # Nothing else of the environment is written down: other variables hold secrets.
 _VARIABLES = (
@@ -40,7 +42,7 @@ def git(*arguments: str) -> str | None:
 
 
 def code_files(checkout: Path = CHECKOUT) -> Iterator[str]:
-    """List all code of a checkout: library, scripts, workflow, lock.
+    """List all code of a checkout: library, scripts, workflow, lock, the tool that plans.
 
     Yields:
         Names below the checkout, folder by folder, sorted; what was made from code is left out.
@@ -53,10 +55,13 @@ def code_files(checkout: Path = CHECKOUT) -> Iterator[str]:
             )
             if path.is_file() and not made:
                 yield "/".join(parts)
+    # Before it lay there, it was a part of the workflow.
+    if (checkout / PLAN).is_file():
+        yield PLAN
 
 
 def tree_digest(checkout: Path = CHECKOUT) -> str:
-    """Give the sha256 over the names and bytes of all code: library, scripts, workflow, lock.
+    """Give the sha256 over the names and bytes of all code: see :func:`code_files`.
 
     A rule's own digest (``iskd.provenance.fingerprint``) decides on reruns and is blind to
     comments; this one tells apart any two checkouts whose code differs, be it in a comment.
