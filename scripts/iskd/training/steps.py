@@ -1,6 +1,5 @@
 """Substitution and fine-tuning together: one step of ISKD, and all blocks at once."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,8 +29,6 @@ from iskd.training.optimizer import parameter_groups, published_groups
 from iskd.training.order import cheapest_block
 from iskd.training.theseus import StochasticBlocks
 from iskd.training.warm_start import warm_start
-
-log = logging.getLogger("iskd.training")
 
 
 @dataclass
