@@ -1,9 +1,16 @@
-"""A measured order: which block goes next, by what its replacement costs before any training."""
+"""A measured order: which block goes next, by what its replacement costs before any training.
+
+The blocks compete in rounds, by successive halving (Karnin, Koren and Somekh 2013, "Almost optimal
+exploration in multi-armed bandits"): all of them on an eighth of the validation text, the better
+half of these on as much again, until the best eighth has seen all of it.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from iskd.models.initialisation import NEEDS_ACTIVATIONS
@@ -19,6 +26,31 @@ from iskd.training.trials import BlockWalk
 
 log = logging.getLogger("iskd.training")
 
+HALVINGS = 3
+"""Times that the better half is taken; the first round sees 1 / 2^HALVINGS of the text."""
+
+FEWEST = 4
+"""Sequences that the first round has at least; below this the noise would choose."""
+
+
+def rounds(validation: int, candidates: int) -> list[tuple[int, int]]:
+    """Say how a measured order goes about: for each round, how much text and how many candidates.
+
+    Args:
+        validation: sequences there are.
+        candidates: how many compete.
+
+    Returns:
+        (sequences seen by the end of the round, candidates in it); all sequences by the last one,
+        and never less than two candidates where there are two
+    """
+    first = min(validation, max(FEWEST, -(-validation // 2**HALVINGS)))
+    made = [(first, candidates)]
+    while made[-1][0] < validation:
+        seen, left = made[-1]
+        made.append((min(validation, 2 * seen), min(candidates, max(2, -(-left // 2)))))
+    return made
+
 
 def cheapest_block(
     model: PreTrainedModel,
@@ -30,7 +62,7 @@ def cheapest_block(
     validation: torch.Tensor,
     seed: int,
     work: WorkFolder | None = None,
-) -> tuple[int, dict[str, float]]:
+) -> tuple[int, dict[str, Any]]:
     """Find the block whose replacement, before any training, raises the loss least.
 
     What was measured is kept with the states of the training, so that an attempt that goes on
@@ -48,24 +80,27 @@ def cheapest_block(
         work: the job's work folder.
 
     Returns:
-        its index, and the loss in nats with each block replaced
+        its index, and by block ``loss_if_replaced``, in nats, and ``measured_on``, the number of
+        sequences that this is a mean over: all of them for those that came to the last round
     """
 
-    def measured() -> dict[str, float]:
-        losses = _losses(
+    def measured() -> dict[str, Any]:
+        return _compete(
             model, teacher, sizes, sequences, settings, validation=validation, seed=seed
         )
-        return {str(index): loss for index, loss in losses.items()}
 
     if work is None:
-        losses = measured()
+        facts = measured()
     else:
         conditions = bits_depend_on(model.device)
-        losses = work.remember("order", measured, keep=world().first, **conditions)
-    return min((loss, int(index)) for index, loss in losses.items())[1], losses
+        facts = work.remember("order", measured, keep=world().first, **conditions)
+    last = max(facts["measured_on"].values())
+    finalists = [index for index, seen in facts["measured_on"].items() if seen == last]
+    losses = facts["loss_if_replaced"]
+    return min((losses[index], int(index)) for index in finalists)[1], facts
 
 
-def _losses(
+def _compete(
     model: PreTrainedModel,
     teacher: Callable[[], PreTrainedModel],
     sizes: Sizes,
@@ -74,26 +109,77 @@ def _losses(
     *,
     validation: torch.Tensor,
     seed: int,
-) -> dict[int, float]:
-    changed, start = ChangedBlocks.of(model.config), settings.start
+) -> dict[str, Any]:
+    changed = ChangedBlocks.of(model.config)
     blocks, size = range(model.config.num_hidden_layers), settings.training.batch_size
     left = [i for i in blocks if i not in changed.compact and i not in changed.narrow]
     half = settings.training.precision == "bfloat16"
-    walk = BlockWalk(model, validation, size, half=half)
-    example: BlockWalk | None = None
-    if start.initialisation in NEEDS_ACTIVATIONS:
-        example = BlockWalk(teacher(), sequences[: start.calibration], size)
-    losses: dict[int, float] = {}
-    progress = bar(len(left), "measuring")
-    for index in blocks[: left[-1] + 1]:
-        if index in left:
-            calls = example.calls() if example else []
-            trial = trial_block(model, index, sizes, start.initialisation, seed, calls=calls)
-            losses[index] = walk.loss(trial)
-            log.info("block %d replaced: loss %.4f", index, losses[index])
-            progress.update()
-        for way in (walk, example):
-            if way is not None:
-                way.advance()
+    trials = _Trials(model, teacher, sizes, sequences, settings=settings, seed=seed)
+    sums, seen = dict.fromkeys(left, 0.0), dict.fromkeys(left, 0)
+    plan = rounds(len(validation), len(left))
+    progress = bar(sum(count for _, count in plan), "measuring")
+    start = 0
+    for end, count in plan:
+        left = sorted(sorted(left, key=lambda i: (sums[i] / max(1, seen[i]), i))[:count])
+        walk = BlockWalk(model, validation[start:end], size, half=half)
+        for index in range(left[-1] + 1):
+            if index in left:
+                loss = walk.loss(trials.at(index))
+                sums[index] += loss * (end - start)
+                seen[index] = end
+                progress.update()
+            walk.advance()
+        trials.keep(left)
+        start = end
     progress.close()
-    return losses
+    means = {index: total / seen[index] for index, total in sums.items()}
+    for index, mean in means.items():
+        log.info("block %d replaced: loss %.4f on %d sequences", index, mean, seen[index])
+    return {
+        "loss_if_replaced": {str(index): mean for index, mean in means.items()},
+        "measured_on": {str(index): count for index, count in seen.items()},
+    }
+
+
+class _Trials:
+    """The replacements that compete: each is made once, in the first round, and kept while in."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: Callable[[], PreTrainedModel],
+        sizes: Sizes,
+        sequences: torch.Tensor,
+        *,
+        settings: StepSettings,
+        seed: int,
+    ) -> None:
+        self._model, self._sizes, self._seed = model, sizes, seed
+        self._start = settings.start
+        self._made: dict[int, nn.Module] = {}
+        self._example: BlockWalk | None = None
+        if self._start.initialisation in NEEDS_ACTIVATIONS:
+            self._example = BlockWalk(
+                teacher(),
+                sequences[: self._start.calibration],
+                settings.training.batch_size,
+                half=settings.training.precision == "bfloat16",
+            )
+
+    def at(self, index: int) -> nn.Module:
+        """Give the replacement of a block; in the first round, blocks come in their order."""
+        if index not in self._made:
+            calls = []
+            if self._example is not None:
+                while self._example.index < index:
+                    self._example.advance()
+                calls = self._example.calls()
+            self._made[index] = trial_block(
+                self._model, index, self._sizes, self._start.initialisation, self._seed, calls=calls
+            )
+        return self._made[index]
+
+    def keep(self, left: Sequence[int]) -> None:
+        """Let all others go, and what they were fitted to."""
+        self._example = None
+        self._made = {index: self._made[index] for index in left}

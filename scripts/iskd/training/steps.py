@@ -112,7 +112,7 @@ def substitute_block(
     sequences = step_sequences(corpus, training.sequences, seed=seed, first=step, last=step)
     index = settings.block
     if index is None:
-        index, facts["loss_if_replaced"] = cheapest_block(
+        index, facts = cheapest_block(
             previous,
             teacher,
             sizes,
