@@ -316,7 +316,8 @@ def _sizes(study: Study) -> None:
         substitution = folder / "substitution.json"
         if substitution.exists():
             block = json.loads(substitution.read_text(encoding="utf-8"))["block"]
-            study.add(model, "model", "replaced_block", Number(block))
+            if block is not None:
+                study.add(model, "model", "replaced_block", Number(block))
 
 
 def _training(study: Study) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self
 
 Precision = Literal["float32", "bfloat16"]
-Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher"]
+Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher", "refit"]
+ChangeKind = Literal["attention", "heads", "mlp", "neurons", "block"]
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class SizeRequest:
     What is None follows from ``reduction``, from the size of the block that ``like`` describes, or
     else from the paper's proportions. ``replaced`` is the number of blocks that are replaced once
     the reduction is to be reached; 1 where no reduction is requested. ``published`` keeps the
-    published code's defects.
+    published code's defects. ``changes`` are the candidates of recipe ``parts``, None otherwise.
     """
 
-    recipe: Literal["paper", "bottleneck", "narrow"]
+    recipe: Literal["paper", "bottleneck", "narrow", "parts"]
     reduction: float | None = None
     width: int | None = None
     heads: int | None = None
@@ -98,6 +99,7 @@ class SizeRequest:
     published: bool = False
     replaced: int = 1
     like: "SizeRequest | None" = None
+    changes: tuple[ChangeKind, ...] | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:
@@ -106,8 +108,14 @@ class SizeRequest:
         Raises:
             TypeError: a field is missing, or there is one more.
         """
-        like = given.get("like")
-        return cls(**{**given, "like": None if like is None else cls.of(like)})
+        like, changes = given.get("like"), given.get("changes")
+        return cls(
+            **{
+                **given,
+                "like": None if like is None else cls.of(like),
+                "changes": None if changes is None else tuple(changes),
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -283,6 +283,8 @@ def test_relative_imports_of_model_files_are_followed(scripts: Path) -> None:
     modeling = scripts / "iskd" / "models" / "modeling"
     found = fingerprint._imported(modeling / "iskd_phi.py")
     assert "iskd.models.modeling.iskd_blocks" in found
+    further = fingerprint._imported(modeling / "iskd_blocks.py")
+    assert "iskd.models.modeling.iskd_narrow" in further
 
 
 def test_the_library_imports_itself_by_full_names_elsewhere() -> None:

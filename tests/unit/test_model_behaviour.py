@@ -33,6 +33,9 @@ MIXTURES: dict[str, dict[str, dict[int, Any]]] = {
         "narrow": {1: NarrowSizes(heads=3, mlp=5)},
     },
     "narrow": {"narrow": {0: NarrowSizes(heads=1, mlp=1), 2: NarrowSizes(heads=4, mlp=100)}},
+    "no attention": {"narrow": {2: NarrowSizes(heads=0, mlp=20)}},
+    "no mlp": {"narrow": {0: NarrowSizes(heads=2, mlp=0), 1: NarrowSizes(heads=4, mlp=0)}},
+    "no block": {"compact": {0: TWO_LAYERS}, "narrow": {2: NarrowSizes(heads=0, mlp=0)}},
 }
 
 

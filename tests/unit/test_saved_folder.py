@@ -23,6 +23,7 @@ IDS = torch.arange(1, 20)[None]
 # Two inner layers: the cache has slots that the outer model knows nothing of.
 SIZES = CompactSizes(width=8, heads=1, blocks=2, mlp=12, positions=POSITIONS)
 RELATIVES = dict.fromkeys(["llama", "mistral", "qwen2", "qwen3"], "iskd_llama.py")
+COMMON = {"iskd_adapter.py", "iskd_blocks.py", "iskd_narrow.py"}
 FILES = {family: RELATIVES.get(family, f"iskd_{family}.py") for family in FAMILIES}
 
 
@@ -67,7 +68,7 @@ def test_the_folder_holds_the_code_and_says_so(
     model = build(tiny_model, family)
     model.save_pretrained(tmp_path)
     written = {path.name for path in tmp_path.glob("*.py")}
-    assert written == {"iskd_blocks.py", FILES[family]}
+    assert written == {*COMMON, FILES[family]}
     source = ROOT / "scripts" / "iskd" / "models" / "modeling"
     for name in written:
         assert (tmp_path / name).read_bytes() == (source / name).read_bytes()
@@ -128,7 +129,7 @@ def test_strangers_load_the_folders_and_generate(tmp_path: Path, tiny_model: Mak
     # What a stranger saves is again a whole folder.
     for family in FAMILIES:
         again = tmp_path / family / "again"
-        assert {path.name for path in again.glob("*.py")} == {"iskd_blocks.py", FILES[family]}
+        assert {path.name for path in again.glob("*.py")} == {*COMMON, FILES[family]}
         read = load_model(again).cpu()
         with torch.no_grad():
             wanted = torch.load(tmp_path / family / "wanted.pt")["logits"]

@@ -122,6 +122,22 @@ class ArmRules(BlockRules):
                     )
             if isinstance(arm, IskdArm) and arm.as_published:
                 self._published(name, arm, teacher_name, teacher)
+            if (arm.compact or teacher.compact).recipe == "parts":
+                self._chosen_parts(name, arm)
+
+    def _chosen_parts(self, name: str, arm: IskdArm | OneShotArm | TheseusArm) -> None:
+        if not isinstance(arm, IskdArm):
+            self.fail(
+                f"arms.{name}.compact.recipe",
+                "recipe parts chooses step by step, which only method iskd has; use narrow",
+            )
+        if arm.order not in (None, "measured"):
+            self.fail(f"arms.{name}.order", "recipe parts measures its order; remove this key")
+        if arm.warm_start:
+            self.fail(
+                f"arms.{name}.warm_start",
+                "recipe parts starts from the teacher's own weights; remove this key",
+            )
 
     def _published(self, name: str, arm: IskdArm, teacher_name: str, teacher: Teacher) -> None:
         compact = arm.compact or teacher.compact

@@ -69,6 +69,10 @@ class BlockRules(Rules):
     ) -> None:
         """Check what replaces a block; what needs the model itself is checked by the plan."""
         given = {k for k in ("width", "heads", "blocks", "mlp") if getattr(compact, k) is not None}
+        if compact.recipe == "parts":
+            self._parts(key, compact, given)
+            return
+        self._not_parts(key, compact)
         narrow = compact.recipe == "narrow"
         for foreign in sorted(given & {"width", "blocks"} if narrow else set()):
             self.fail(f"{key}.{foreign}", "recipe narrow keeps width and depth; remove this key")
@@ -104,6 +108,20 @@ class BlockRules(Rules):
                 f"{compact.heads} makes heads of size {compact.width // compact.heads}; "
                 f"{teacher.family} needs a multiple of {multiple}",
             )
+
+    def _parts(self, key: str, compact: Compact, given: set[str]) -> None:
+        for foreign in sorted(given):
+            self.fail(f"{key}.{foreign}", "recipe parts finds sizes by itself; remove this key")
+        if compact.activation is not None:
+            self.fail(f"{key}.activation", "recipe parts keeps the model's own; remove this key")
+        if compact.initialisation not in (None, "refit"):
+            self.fail(f"{key}.initialisation", "recipe parts starts with refit; remove this key")
+
+    def _not_parts(self, key: str, compact: Compact) -> None:
+        if compact.changes is not None:
+            self.fail(f"{key}.changes", f"recipe {compact.recipe} has no changes; remove this key")
+        if compact.initialisation == "refit":
+            self.fail(f"{key}.initialisation", "refit is how recipe parts starts; use that recipe")
 
     def _long_enough(self, key: str, positions: int) -> None:
         length = self.study.corpus.block_length

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from iskd.config.best import with_best
-from iskd.settings import Initialisation
+from iskd.settings import ChangeKind, Initialisation
 
 # A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -72,9 +72,9 @@ Temperature = Annotated[float, Field(gt=0, le=1000), _SCIENTIFIC]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _SCIENTIFIC]
 
 FamilyName = Literal["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
-Recipe = Literal["paper", "bottleneck", "narrow"]
+Recipe = Literal["paper", "bottleneck", "narrow", "parts"]
 # Those that are fitted to what the teacher's block does.
-FITTED = ("pca", "least_squares")
+FITTED = ("pca", "least_squares", "refit")
 
 
 class Section(BaseModel):
@@ -239,7 +239,13 @@ class Compact(Section):
         "paper",
         description="paper: projections around a small backbone of the same family; bottleneck: "
         "the same without inner position embedding, one wider layer; narrow: no projections, fewer "
-        "heads and MLP neurons.",
+        "heads and MLP neurons; parts (method iskd): each step measures which change of which "
+        "block costs least by parameter saved, and makes it.",
+    )
+    changes: Annotated[list[ChangeKind], Field(min_length=1)] | None = Field(
+        None,
+        description="What recipe parts may do to a block: leave out its attention, its mlp or both "
+        "(block), fewer heads, fewer neurons. Left out, all of these.",
     )
     reduction: SplitShare | None = Field(
         None,
@@ -262,11 +268,12 @@ class Compact(Section):
     initialisation: Initialisation | None = Field(
         None,
         description="How the block starts: paper; zero_up: as a plain skip; pca and least_squares: "
-        "from the teacher's activations; teacher (narrow only): the strongest heads and neurons. "
-        "Left out, paper (narrow: teacher).",
+        "from the teacher's activations; teacher (narrow only): the strongest heads and neurons; "
+        "refit (parts only): those that write most, refitted to the teacher's output. "
+        "Left out, paper (narrow: teacher, parts: refit).",
     )
     calibration: Positive = Field(
-        32, description="Sequences whose activations pca and least_squares look at."
+        32, description="Sequences whose activations pca, least_squares and refit look at."
     )
 
 

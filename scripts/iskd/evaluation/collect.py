@@ -51,7 +51,9 @@ def collect(files: Mapping[str, Sequence[str]], spec: Mapping[str, Any]) -> list
             table.add(about, MODEL, _plain({key: result["facts"][key] for key in FACTS}))
     for about, path in zip(spec["substitutions"], files["substitutions"], strict=True):
         block = json.loads(Path(path).read_text(encoding="utf-8"))["block"]
-        table.add(about, MODEL, _plain({"replaced_block": block}))
+        # A step of recipe parts may find its budget met and change none.
+        if block is not None:
+            table.add(about, MODEL, _plain({"replaced_block": block}))
     evaluated = {model_key(about) for about in spec["heldout"]}
     for key, cost in _costs(files["histories"], spec).items():
         if key in evaluated:

@@ -1,5 +1,6 @@
 """What each step leaves of a model, worked out before anything is trained."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -31,6 +32,7 @@ def requested_sizes(config: PreTrainedConfig, request: SizeRequest) -> Sizes:
     if request.like is not None and request.reduction is None:
         like = replace(request.like, replaced=request.replaced)
         parameters = block_parameters(config, requested_sizes(config, like))
+    assert request.recipe != "parts"  # noqa: S101 - has no sizes beforehand
     return resolve_sizes(
         config,
         request.recipe,
@@ -59,12 +61,9 @@ def plan_substitutions(
         UserError: the order names a block the model has not, or one twice, or the sizes do not fit.
     """
     whole = parameter_count(config)
-    sizes = requested_sizes(config, request)
-    # All blocks of a decoder are alike, so which ones go does not matter for the counts.
-    blocks = order if order is not None else list(range(steps))
     planned = []
     for step in range(1, steps + 1):
-        left = parameter_count(compact_config(config, blocks[:step], sizes))
+        left = parameters_after(config, request, step, order)
         block = order[step - 1] if order is not None else None
         planned.append(
             {"step": step, "block": block, "parameters": left, "reduction": 1 - left / whole}
@@ -73,8 +72,39 @@ def plan_substitutions(
         "teacher_parameters": whole,
         "steps": planned,
         "recipe": request.recipe,
-        "sizes": asdict(sizes),
+        "sizes": None if chooses(request) else asdict(requested_sizes(config, request)),
     }
+
+
+def chooses(request: SizeRequest) -> bool:
+    """Say whether each step finds out by itself which blocks become how small."""
+    return request.recipe == "parts"
+
+
+def parameters_after(
+    config: PreTrainedConfig, request: SizeRequest, step: int, order: Sequence[int] | None = None
+) -> int:
+    """Count what a step leaves of a teacher; where it chooses by itself, what it may leave.
+
+    Args:
+        config: the teacher's config.
+        request: how large the blocks shall be that replace others.
+        step: the step, from 1.
+        order: the blocks in their order; left out, the first ones: all blocks of a decoder are
+            alike.
+
+    Raises:
+        UserError: sizes that do not fit, or a reduction out of reach.
+    """
+    if chooses(request):
+        if request.reduction is None:
+            assert request.like is not None  # noqa: S101 - the plan names one or the other
+            like = replace(request.like, replaced=request.replaced)
+            return parameters_after(config, like, step)
+        whole = parameter_count(config)
+        return whole - math.ceil(whole * request.reduction * step / request.replaced)
+    blocks = list(order[:step]) if order is not None else list(range(step))
+    return parameter_count(compact_config(config, blocks, requested_sizes(config, request)))
 
 
 def matched_parameters(
@@ -90,5 +120,4 @@ def matched_parameters(
     Raises:
         UserError: sizes that do not fit, or a reduction out of reach.
     """
-    alike = list(range(len(blocks)))  # all blocks of a decoder are
-    return parameter_count(compact_config(config, alike, requested_sizes(config, request)))
+    return parameters_after(config, request, len(blocks))

@@ -112,21 +112,57 @@ def narrow_config(config: PreTrainedConfig, sizes: Mapping[int, NarrowSizes]) ->
     """Give the config of ``config``'s model with the named blocks narrowed to ``sizes``.
 
     Raises:
-        UserError: a block that does not exist or was replaced already, or heads that would part
-            from the key they share.
+        UserError: a block that does not exist or was replaced already, or sizes that no block of
+            the family can have.
     """
     changed = ChangedBlocks.of(config)
     _check_indices(config, [*changed.compact, *changed.narrow, *sizes])
+    return shrunk_config(config, sizes)
+
+
+def shrunk_config(config: PreTrainedConfig, sizes: Mapping[int, NarrowSizes]) -> PreTrainedConfig:
+    """Give the config of ``config``'s model with whole or narrow blocks made as small as ``sizes``.
+
+    Raises:
+        UserError: a block that does not exist or is compact, or sizes that it cannot have: heads
+            that would part from the key they share, no attention in the first block of its kind,
+            or more than it has now.
+    """
+    changed = ChangedBlocks.of(config)
+    _check_indices(config, [*changed.compact, *sizes])
     share = family_of(config).adapter.sharing_heads(config)
     for index, size in sizes.items():
-        if size.heads < share or size.heads % share:
+        if size.heads < 0 or size.heads % share:
             raise UserError(
                 f"block {index} shall keep {size.heads} heads: {share} of this model's share a "
                 f"key, so it takes a multiple of {share}"
             )
+        if not size.heads and index in first_blocks(config):
+            raise UserError(
+                f"block {index} shall lose its attention: the first block of its kind keeps it, as "
+                f"the library reads there how long the cached text is"
+            )
+        now = block_sizes(config, index)
+        if size.heads > now.heads or size.mlp > now.mlp:
+            raise UserError(
+                f"block {index} shall have {size.heads} heads and {size.mlp} neurons: it has "
+                f"{now.heads} and {now.mlp}"
+            )
     return _changed_config(
         config, ChangedBlocks(changed.compact, {**changed.narrow, **dict(sizes)})
     )
+
+
+def first_blocks(config: PreTrainedConfig) -> set[int]:
+    """Give the first block of each kind of attention; their cache tells how long the text is."""
+    types = (getattr(config, "layer_types", None) or [])[: config.num_hidden_layers]
+    return {types.index(kind) for kind in set(types)} or {0}
+
+
+def block_sizes(config: PreTrainedConfig, index: int) -> NarrowSizes:
+    """Give the heads and MLP neurons of a block that is whole or narrow."""
+    whole = NarrowSizes(config.num_attention_heads, family_of(config).adapter.mlp_neurons(config))
+    return ChangedBlocks.of(config).narrow.get(index, whole)
 
 
 def replace_block(
@@ -267,3 +303,30 @@ def replace_blocks(
         raise RuntimeError(f"weights without a place after the substitution: {strangers}")
     new.generation_config = model.generation_config
     return new.train(model.training), blocks
+
+
+def settle_blocks(
+    model: PreTrainedModel, sizes: Mapping[int, NarrowSizes]
+) -> tuple[PreTrainedModel, dict[int, nn.Module]]:
+    """Make a model of its own out of one some of whose blocks were swapped in place.
+
+    Args:
+        model: its blocks fit ``sizes``, its config does not know of them yet; left as it is.
+        sizes: of the swapped blocks, by index.
+
+    Returns:
+        the new model, and its blocks by index
+
+    Raises:
+        UserError: as :func:`shrunk_config`.
+    """
+    config = shrunk_config(model.config, sizes)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        new = AutoModelForCausalLM.from_config(
+            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+    new = new.to(model.device)
+    new.load_state_dict(model.state_dict())
+    new.generation_config = model.generation_config
+    blocks = family_of(config).blocks(new)
+    return new.train(model.training), {index: blocks[index] for index in sizes}

@@ -81,11 +81,24 @@ def strongest(units: list[Unit], sizes: NarrowSizes, share: int) -> dict[UnitKin
 
 
 def kept_state(
-    block: nn.Module, kept: Mapping[UnitKind, list[int]], config: PreTrainedConfig
+    block: nn.Module,
+    kept: Mapping[UnitKind, list[int]],
+    config: PreTrainedConfig,
+    now: NarrowSizes | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Give a whole block's state with only the kept units, as a narrow block loads it."""
+    """Give a block's state with only the kept units, as a narrow block loads it.
+
+    Args:
+        block: the block.
+        kept: the units that stay, in their order.
+        config: of a model around it.
+        now: the block's own sizes; left out, it is whole.
+    """
     state = {name: value.detach() for name, value in block.state_dict().items()}
     counts = unit_counts(config)
+    if now is not None:
+        share = family_of(config).adapter.sharing_heads(config)
+        counts = {"head": now.heads // share, "neuron": now.mlp}
     for kind, cut in _cuts(family_of(config).adapter, block):
         front = state[cut.parameter].movedim(cut.dim, 0)
         rows = front.reshape(cut.parts, counts[kind], -1, *front.shape[1:])

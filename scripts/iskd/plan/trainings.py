@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, get_args
 
 from iskd.config.counts import block_count, step_count
 from iskd.config.schema import (
@@ -23,6 +23,7 @@ from iskd.config.schema import (
 )
 from iskd.plan.models import ModelId, StudyModels
 from iskd.settings import (
+    ChangeKind,
     Initialisation,
     LearningRates,
     ObjectiveSettings,
@@ -50,13 +51,18 @@ class StudyTrainings:
         own = self.study.arms[model.arm]
         order = (own.order if isinstance(own, Replacing) else None) or settings.order
         steps = step_count(settings)
-        if order == "measured":
+        if order == "measured" or self._recipe(model) == "parts":
             return None
         if order == "random":
             blocks = block_count(settings)
             # One order per seed, the same in every arm that draws one.
             return random.Random(f"order:{model.teacher}:{model.seed}").sample(range(blocks), steps)
         return list(order[:steps])
+
+    def _recipe(self, model: ModelId) -> str:
+        arm, usual = self.study.arms[model.arm], self.study.teachers[model.teacher].compact
+        own = arm.compact if isinstance(arm, Replacing) else None
+        return (own or usual).recipe
 
     def sizes(self, teacher: str, arm: str) -> SizeRequest:
         """Give how large an arm's compact block shall be.
@@ -81,8 +87,7 @@ class StudyTrainings:
         settings = self.study.arms[arm]
         own = settings.compact if isinstance(settings, Replacing) else None
         compact = own or self.study.teachers[teacher].compact
-        usual: Initialisation = "teacher" if compact.recipe == "narrow" else "paper"
-        kind = compact.initialisation or usual
+        kind = compact.initialisation or _USUAL_START[compact.recipe]
         return StartSettings(kind, compact.calibration if kind in FITTED else 0)
 
     def training(self, teacher: str, arm: str) -> TrainingSettings:
@@ -243,8 +248,19 @@ class StudyTrainings:
         }
 
 
+_USUAL_START: dict[str, Initialisation] = {
+    "paper": "paper",
+    "bottleneck": "paper",
+    "narrow": "teacher",
+    "parts": "refit",
+}
+
+
 def _request(compact: Compact) -> SizeRequest:
-    return SizeRequest(**compact.model_dump(exclude={"initialisation", "calibration"}))
+    given = compact.model_dump(exclude={"initialisation", "calibration"})
+    if compact.recipe == "parts":
+        given["changes"] = list(compact.changes or get_args(ChangeKind))
+    return SizeRequest.of(given)
 
 
 def _objective(objective: Objective) -> ObjectiveSettings:

@@ -4,7 +4,7 @@ The hidden states before a block are worked out once and handed on from block to
 trial runs the block in its place and what follows it, and nothing before.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -97,22 +97,40 @@ class BlockWalk:
                 ]
         return self._outputs
 
-    @torch.no_grad()
     def loss(self, replacement: nn.Module) -> float:
         """Give the model's mean next-token loss, in nats, with a replacement of the present block.
 
         Args:
             replacement: takes what the block takes; is put into evaluation mode.
         """
+
+        def mean_loss(number: int) -> float:
+            return next_token_loss(self.model, {"input_ids": self._ids[number]}).item()
+
+        return self.measure(replacement, mean_loss)
+
+    @torch.no_grad()
+    def measure(self, replacement: nn.Module, of_batch: Callable[[int], float]) -> float:
+        """Measure the model with a replacement of the present block.
+
+        Args:
+            replacement: takes what the block takes; is put into evaluation mode.
+            of_batch: gives a mean over the batch of this number; while it runs, the model's blocks
+                give at once what they would with the replacement.
+
+        Returns:
+            the mean over all sequences
+        """
         replacement.eval()
         total, count = 0.0, 0
         with self._autocast():
-            for ids, hidden, rest in zip(self._ids, self._hidden, self._rest, strict=True):
-                output = self._through(replacement, self.index, hidden, rest)
+            for number, ids in enumerate(self._ids):
+                rest = self._rest[number]
+                output = self._through(replacement, self.index, self._hidden[number], rest)
                 for later in range(self.index + 1, len(self._blocks)):
                     output = self._through(self._blocks[later], later, output, rest)
                 with _passed_through(self._blocks, output):
-                    total += next_token_loss(self.model, {"input_ids": ids}).item() * len(ids)
+                    total += of_batch(number) * len(ids)
                 count += len(ids)
         return total / count
 

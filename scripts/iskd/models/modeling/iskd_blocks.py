@@ -5,8 +5,6 @@ This file is part of a saved model and needs torch and transformers alone, so th
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,157 +14,23 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.output_capturing import install_output_capuring_hook
 
+from .iskd_adapter import Adapter, ChangedBlocks, CompactSizes, Cut, NarrowSizes, is_published
+from .iskd_narrow import NoBlock, narrow_block
 
-@dataclass(frozen=True)
-class CompactSizes:
-    """Sizes of one compact block.
-
-    ``width`` is the inner hidden size d', ``heads`` and ``blocks`` count the backbone's attention
-    heads and layers, ``mlp`` is the width of its MLPs, ``positions`` the length of its position
-    embedding (0 for none, as with rotary positions), ``activation`` a key of transformers'
-    ``ACT2FN``. ``published`` gives the block the defect of the paper's published code.
-    """
-
-    width: int
-    heads: int
-    blocks: int
-    mlp: int
-    positions: int
-    activation: str = "relu"
-    published: bool = False
-
-
-@dataclass(frozen=True)
-class NarrowSizes:
-    """Sizes of a block that kept its shape but lost attention heads and MLP neurons.
-
-    Where heads share keys and values, ``heads`` is a multiple of the heads that share one.
-    """
-
-    heads: int
-    mlp: int
-
-
-@dataclass(frozen=True)
-class ChangedBlocks:
-    """The changed blocks of a model, by block index, as its config lists them."""
-
-    compact: dict[int, CompactSizes]
-    narrow: dict[int, NarrowSizes]
-
-    @classmethod
-    def of(cls, config: Any) -> "ChangedBlocks":
-        """Read ``compact_blocks`` and ``narrow_blocks`` of a config; a teacher's has neither."""
-        return cls(
-            compact={
-                entry["index"]: CompactSizes(**{k: v for k, v in entry.items() if k != "index"})
-                for entry in getattr(config, "compact_blocks", None) or []
-            },
-            narrow={
-                entry["index"]: NarrowSizes(**{k: v for k, v in entry.items() if k != "index"})
-                for entry in getattr(config, "narrow_blocks", None) or []
-            },
-        )
-
-    def entries(self) -> dict[str, list[dict[str, Any]]]:
-        """Give the two lists that go into the config, sorted by block index."""
-        return {
-            "compact_blocks": [{"index": i, **asdict(s)} for i, s in sorted(self.compact.items())],
-            "narrow_blocks": [{"index": i, **asdict(s)} for i, s in sorted(self.narrow.items())],
-        }
-
-    def cache_slots(self, n_blocks: int) -> dict[int, list[int]]:
-        """Give the places in the KV cache of every compact block's layers, by block index.
-
-        The first layer takes the place of the block it replaces, so that slot 0 always grows with
-        the sequence (the library reads the past length there); the others come after the model's.
-        """
-        slots: dict[int, list[int]] = {}
-        free = n_blocks
-        for index, sizes in sorted(self.compact.items()):
-            extra = sizes.blocks - 1
-            slots[index] = [index, *range(free, free + extra)]
-            free += extra
-        return slots
-
-    def extra_slots(self) -> list[int]:
-        """List the cache slots needed beyond one per outer block, by the block they belong to."""
-        return [i for i, sizes in sorted(self.compact.items()) for _ in range(sizes.blocks - 1)]
-
-
-def is_published(config: Any) -> bool:
-    """Say whether a model has the published code's defect: what it gives depends on a mask."""
-    return any(sizes.published for sizes in ChangedBlocks.of(config).compact.values())
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One dimension of one parameter along which units (heads or neurons) lie side by side.
-
-    ``parts`` says how often the row of units repeats along ``dim`` (3 times in GPT-2's fused
-    query-key-value projection). A parameter that a model has not (a bias) is passed over.
-    """
-
-    parameter: str
-    dim: int
-    parts: int = 1
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """What differs between families: where things are, and what the library calls them.
-
-    Attributes:
-        name: the family's name in a study's config.
-        layer: the library's class of one block.
-        blocks_path: path of the block list in the causal model.
-        attention: path of the attention module in a block.
-        norm: builds the final norm of a backbone of the given width.
-        mlp_width: the config's key for the width of the MLP.
-        head_cuts: where a head's parameters lie (or those of one shared key).
-        neuron_cuts: where an MLP neuron's parameters lie.
-        writers: the two modules of a block that write into the residual stream.
-        positional: names of what a block gets by position, after the hidden states.
-        rotary: the library's class of rotary angles; None for learned positions.
-        dropout: the config's key for the dropout of embeddings, if there is one.
-        resize_attention: changes the number of heads, where the config takes no head size.
-        fix_narrow_attention: corrects what a narrow block's attention derived from its own
-            number of heads.
-        after_init: finishes a fresh compact block as the family does.
-        publish: gives a compact block the defect of the published code, for families it covers.
-    """
-
-    name: str
-    layer: type[nn.Module]
-    blocks_path: str
-    attention: str
-    norm: Callable[[Any, int], nn.Module]
-    mlp_width: str
-    head_cuts: tuple[Cut, ...]
-    neuron_cuts: tuple[Cut, ...]
-    writers: tuple[str, str]
-    positional: tuple[str, ...] = ()
-    rotary: type[nn.Module] | None = None
-    dropout: str | None = None
-    resize_attention: Callable[[nn.Module, Any, int], None] | None = None
-    fix_narrow_attention: Callable[[nn.Module, Any], None] | None = None
-    after_init: Callable[["CompactBlock", Any], None] | None = None
-    publish: Callable[["CompactBlock"], None] | None = None
-
-    def mlp_neurons(self, config: Any) -> int:
-        """Give the width of a full block's MLP (GPT-2 leaves it out for 4 times the model's)."""
-        return getattr(config, self.mlp_width) or 4 * config.hidden_size
-
-    def sharing_heads(self, config: Any) -> int:
-        """Give the number of attention heads that share one key and value."""
-        shared = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        return config.num_attention_heads // shared
-
-    def blocks(self, model: nn.Module) -> nn.ModuleList:
-        """Give the model's list of blocks, first block first."""
-        blocks = model.get_submodule(self.blocks_path)
-        assert isinstance(blocks, nn.ModuleList)  # noqa: S101 - narrows the type
-        return blocks
+__all__ = [
+    "Adapter",
+    "ChangedBlocks",
+    "CompactBlock",
+    "CompactConfigMixin",
+    "CompactModelMixin",
+    "CompactSizes",
+    "Cut",
+    "NarrowSizes",
+    "inner_config",
+    "is_published",
+    "narrow_block",
+    "register_for_folders",
+]
 
 
 class CompactConfigMixin:
@@ -277,25 +141,6 @@ class CompactBlock(GradientCheckpointingLayer):
         return hidden_states + written
 
 
-def narrow_block(config: Any, sizes: NarrowSizes, index: int, adapter: Adapter) -> nn.Module:
-    """Build the library's block with fewer heads (of unchanged size) and MLP neurons."""
-    inner = copy.deepcopy(config)
-    setattr(inner, adapter.mlp_width, sizes.mlp)
-    if adapter.resize_attention is None:
-        heads = config.num_attention_heads
-        inner.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        inner.num_key_value_heads = sizes.heads // adapter.sharing_heads(config)
-        inner.num_attention_heads = sizes.heads
-    block = adapter.layer(inner, layer_idx=index)
-    attention = block.get_submodule(adapter.attention)
-    attention.config = config
-    if adapter.resize_attention is not None:
-        adapter.resize_attention(attention, config, sizes.heads)
-    if adapter.fix_narrow_attention is not None:
-        adapter.fix_narrow_attention(attention, config)
-    return block
-
-
 class CompactModelMixin:
     """A family's causal model with the changed blocks that its config lists."""
 
@@ -332,7 +177,9 @@ def _record_outer_blocks(base: nn.Module, blocks: nn.ModuleList, adapter: Adapte
         install_output_capuring_hook(block, "hidden_states", 0)
         layers = block.blocks if isinstance(block, CompactBlock) else [block]
         for layer in layers:
-            install_output_capuring_hook(layer.get_submodule(adapter.attention), "attentions", 1)
+            if not isinstance(layer, NoBlock):
+                attention = layer.get_submodule(adapter.attention)
+                install_output_capuring_hook(attention, "attentions", 1)
     base._output_capturing_hooks_installed = True  # type: ignore[assignment]
 
 

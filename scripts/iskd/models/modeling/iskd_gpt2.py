@@ -91,6 +91,7 @@ class CompactGPT2LMHeadModel(CompactModelMixin, GPT2LMHeadModel):
             Cut("mlp.c_proj.weight", 0),
         ),
         writers=("attn.c_proj", "mlp.c_proj"),
+        norms=("ln_1", "ln_2"),
         positional=("past_key_values", "attention_mask", "encoder_hidden_states"),
         dropout="embd_pdrop",
         resize_attention=_resize_attention,

@@ -60,6 +60,7 @@ class CompactGPTNeoXForCausalLM(CompactModelMixin, GPTNeoXForCausalLM):
             Cut("mlp.dense_4h_to_h.weight", 1),
         ),
         writers=("attention.dense", "mlp.dense_4h_to_h"),
+        norms=("input_layernorm", "post_attention_layernorm"),
         rotary=GPTNeoXRotaryEmbedding,
         dropout="hidden_dropout",
         resize_attention=_resize_attention,

@@ -68,6 +68,7 @@ def _adapter(
             Cut("mlp.down_proj.weight", 1),
         ),
         writers=("self_attn.o_proj", "mlp.down_proj"),
+        norms=("input_layernorm", "post_attention_layernorm"),
         rotary=rotary,
     )
 

@@ -76,6 +76,7 @@ class CompactPhiForCausalLM(CompactModelMixin, PhiForCausalLM):
         ),
         neuron_cuts=(Cut("mlp.fc1.weight", 0), Cut("mlp.fc1.bias", 0), Cut("mlp.fc2.weight", 1)),
         writers=("self_attn.dense", "mlp.fc2"),
+        norms=("input_layernorm", "input_layernorm"),
         rotary=PhiRotaryEmbedding,
         dropout="embd_pdrop",
         fix_narrow_attention=_fix_norms,

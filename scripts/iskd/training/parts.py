@@ -1,0 +1,111 @@
+"""One step of recipe ``parts``: measured changes up to the step's budget, then fine-tuning."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from iskd.data.corpus import step_sequences
+from iskd.models.modeling.iskd_blocks import NarrowSizes
+from iskd.models.substitution import settle_blocks
+from iskd.provenance.machine import bits_depend_on
+from iskd.runtime.distributed import world
+from iskd.runtime.workdir import WorkFolder
+from iskd.settings import ChangeKind, StepSettings
+from iskd.training.choice import Chooser, Texts
+from iskd.training.loop import fine_tune
+from iskd.training.steps import Outcome, make_objective, without_validation
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a step is to come to.
+
+    Attributes:
+        parameters: most that the model may have after it.
+        exact: narrow the last change so that it has no fewer, to within one neuron.
+        changes: the kinds of changes that are candidates.
+    """
+
+    parameters: int
+    exact: bool
+    changes: tuple[ChangeKind, ...]
+
+
+def substitute_parts(
+    previous: PreTrainedModel,
+    teacher: Callable[[], PreTrainedModel],
+    budget: Budget,
+    corpus: torch.Tensor,
+    settings: StepSettings,
+    *,
+    known: Mapping[str, float],
+    step: int,
+    seed: int,
+    work: WorkFolder | None = None,
+) -> Outcome:
+    """Make the changes that cost least, up to a budget, and fine-tune the whole model.
+
+    What was chosen is kept with the states of the training: a further attempt makes the same
+    changes, to the same bits, and measures nothing.
+
+    Args:
+        previous: the model of the step before; its blocks are swapped in place.
+        teacher: gives the teacher.
+        budget: of the step.
+        corpus: its sequences, int (sequences, length).
+        settings: the parameters of the step.
+        known: the scores of the step before, by change.
+        step: number of the step, from 1.
+        seed: seed of the run; each step draws numbers of its own.
+        work: where the choice and the states of the fine-tuning are kept.
+
+    Returns:
+        the model, its curve, and as facts ``changes`` (see :meth:`Chooser.take`), ``scores``
+        for the step after, ``block`` (the first one changed, None where none was) and
+        ``parameters``
+
+    Raises:
+        UserError: the budget cannot be met with these kinds of changes.
+    """
+    own_seed = seed * 1000 + step
+    training = settings.training
+    corpus, validation = without_validation(corpus, settings.validation)
+    sequences = step_sequences(corpus, training.sequences, seed=seed, first=step, last=step)
+    texts = Texts(
+        sequences[: settings.start.calibration],
+        validation,
+        training.batch_size,
+        half=training.precision == "bfloat16",
+    )
+    chooser = Chooser(previous, teacher(), texts, budget.changes, known)
+    measured = False
+
+    def choose() -> dict[str, Any]:
+        nonlocal measured
+        measured = True
+        taken = chooser.take(budget.parameters, exact=budget.exact)
+        return {"changes": taken, "scores": chooser.scores}
+
+    if work is None:
+        facts = choose()
+    else:
+        conditions = bits_depend_on(previous.device)
+        facts = work.remember("choice", choose, keep=world().first, **conditions)
+    if not measured:
+        chooser.repeat(facts["changes"])
+    sizes = {row["block"]: NarrowSizes(row["heads"], row["mlp"]) for row in facts["changes"]}
+    model, blocks = settle_blocks(previous, sizes)
+    history = fine_tune(
+        model.train(),
+        sequences,
+        training,
+        seed=own_seed,
+        compact=list(blocks.values()),
+        objective=make_objective(settings.objective, teacher),
+        work=work,
+    )
+    first = facts["changes"][0]["block"] if facts["changes"] else None
+    return Outcome(model, history, {**facts, "block": first, "parameters": model.num_parameters()})

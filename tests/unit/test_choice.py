@@ -1,0 +1,163 @@
+"""A measured choice: its candidates, its budget, and that the cheapest change goes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from iskd.errors import UserError
+from iskd.models import ChangedBlocks, NarrowSizes, family_of
+from iskd.models.substitution import block_sizes, settle_blocks
+from iskd.runtime.workdir import WorkFolder
+from iskd.settings import ChangeKind, StartSettings, StepSettings
+from iskd.training import parts
+from iskd.training.choice import Chooser, Texts, candidates
+from iskd.training.divergence import TeacherAnswers
+from tests.unit.conftest import FAMILIES, SHARE, VOCABULARY, MakeModel
+from tests.unit.test_steps import STEP
+
+ALL: tuple[ChangeKind, ...] = ("attention", "heads", "mlp", "neurons", "block")
+
+
+def text(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, VOCABULARY, (count, 12), generator=generator, dtype=torch.int32)
+
+
+TEXTS = Texts(text(24, 1), text(16, 2), 4, half=False)
+
+
+def count(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def sizes_of(model: PreTrainedModel) -> dict[int, NarrowSizes]:
+    blocks = range(model.config.num_hidden_layers)
+    return {index: block_sizes(model.config, index) for index in blocks}
+
+
+def test_the_divergence_is_that_of_all_positions_where_they_fit(tiny_model: MakeModel) -> None:
+    teacher, other = tiny_model("llama").eval(), tiny_model("llama", seed=5).eval()
+    answers = TeacherAnswers(teacher, text(6), 4)
+    ids = text(6)[:4].long()
+    with torch.no_grad():
+        wanted, given = (
+            model(ids).logits[:, :-1].flatten(0, 1).log_softmax(-1) for model in (teacher, other)
+        )
+    expected = functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
+    assert answers.divergence(other, 0) == pytest.approx(float(expected), rel=0.01)
+    assert answers.divergence(teacher, 1) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_candidates_are_what_a_block_still_has(family: str, tiny_model: MakeModel) -> None:
+    model = tiny_model(family, blocks=4)
+    now, share = block_sizes(model.config, 3), SHARE.get(family, 1)
+    found = {c.key for c in candidates(model.config, sizes_of(model), ALL) if c.block == 3}
+    expected = {
+        f"3/0/{now.mlp}",
+        f"3/{now.heads - share}/{now.mlp}",
+        f"3/{now.heads}/0",
+        f"3/{now.heads}/{now.mlp * 3 // 4}",
+        "3/0/0",
+    }
+    assert found == expected
+    bare = candidates(model.config, {3: NarrowSizes(share, 0)}, ALL)
+    assert [c.key for c in bare] == ["3/0/0"]
+    assert not candidates(model.config, {0: NarrowSizes(share, 0), 3: NarrowSizes(0, 0)}, ALL)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_budget_is_met_to_within_one_neuron(family: str, tiny_model: MakeModel) -> None:
+    teacher, model = tiny_model(family, blocks=4), tiny_model(family, blocks=4)
+    most = round(0.8 * count(teacher))
+    chooser = Chooser(model, teacher, TEXTS, ALL)
+    taken = chooser.take(most, exact=True)
+    one = 3 * model.config.hidden_size + 3
+    assert most - one <= count(model) <= most
+    assert sum(row["saved"] for row in taken) == count(teacher) - count(model)
+    sizes = {row["block"]: NarrowSizes(row["heads"], row["mlp"]) for row in taken}
+    settled, _ = settle_blocks(model, sizes)
+    assert count(settled) == count(model)
+    answers = TeacherAnswers(teacher, TEXTS.validation, 4)
+    values = [answers.divergence(settled.eval(), number) for number in range(4)]
+    assert taken[-1]["divergence"] == pytest.approx(sum(values) / 4, rel=1e-4)
+
+
+def test_the_change_that_costs_least_by_parameter_goes_first(tiny_model: MakeModel) -> None:
+    teacher, model = (tiny_model("gpt2", blocks=4) for _ in range(2))
+    for one in (teacher, model):
+        with torch.no_grad():
+            block: Any = family_of(one.config).blocks(one)[2]
+            # What this MLP writes is nothing: to leave it out costs nothing.
+            block.mlp.c_proj.weight.zero_()
+            block.mlp.c_proj.bias.zero_()
+    taken = Chooser(model, teacher, TEXTS, ALL).take(count(teacher) - 1, exact=False)
+    assert [(row["block"], row["heads"], row["mlp"]) for row in taken] == [
+        (2, block_sizes(teacher.config, 2).heads, 0)
+    ]
+    assert taken[0]["divergence"] == pytest.approx(0, abs=1e-4)
+
+
+def test_scores_of_a_step_before_are_not_measured_again(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, model = (tiny_model("gpt2", blocks=4) for _ in range(2))
+    first = Chooser(model, teacher, TEXTS, ALL)
+    first.take(round(0.95 * count(teacher)), exact=False)
+    settled, _ = settle_blocks(
+        model, {i: s for i, s in first._sizes.items() if s != sizes_of(teacher)[i]}
+    )
+    sizes: list[int] = []
+    real = Chooser._measured
+
+    def counting(self: Chooser, changes: Any, number: int) -> Any:
+        sizes.append(len(changes))
+        return real(self, changes, number)
+
+    monkeypatch.setattr(Chooser, "_measured", counting)
+    Chooser(settled, teacher, TEXTS, ALL, first.scores).take(count(settled) - 1, exact=False)
+    # Only what the last change made possible is new; of the rest the cheapest ones are tried.
+    assert sizes[0] <= 5
+    assert sizes[1] <= 8
+
+
+def test_a_budget_out_of_reach_is_one_line(tiny_model: MakeModel) -> None:
+    teacher, model = (tiny_model("gpt2", blocks=3) for _ in range(2))
+    with pytest.raises(UserError, match="ask for less reduction"):
+        Chooser(model, teacher, TEXTS, ["heads"]).take(1, exact=True)
+
+
+def step_of(
+    settings: StepSettings, model: PreTrainedModel, teacher: PreTrainedModel, **how: Any
+) -> Any:
+    budget = parts.Budget(round(0.9 * count(teacher)), exact=True, changes=ALL)
+    return parts.substitute_parts(
+        model, lambda: teacher, budget, text(60, 4), settings, known={}, step=1, seed=3, **how
+    )
+
+
+def test_a_resumed_step_makes_the_same_changes_to_the_same_bits(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    teacher = tiny_model("llama", blocks=4)
+    settings = replace(STEP, block=None, validation=8, start=StartSettings("refit", 12))
+    undisturbed = step_of(settings, tiny_model("llama", blocks=4), teacher)
+    assert ChangedBlocks.of(undisturbed.model.config).narrow
+    assert undisturbed.facts["parameters"] <= round(0.9 * count(teacher))
+    with monkeypatch.context() as killed:
+        killed.setattr(parts, "fine_tune", lambda *_, **__: pytest.fail("killed"))
+        work = WorkFolder(tmp_path / "work", {"of": "this job"})
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            step_of(settings, tiny_model("llama", blocks=4), teacher, work=work)
+    monkeypatch.setattr(Chooser, "take", lambda *_, **__: pytest.fail("measured again"))
+    work = WorkFolder(tmp_path / "work", {"of": "this job"})
+    resumed = step_of(settings, tiny_model("llama", blocks=4), teacher, work=work)
+    assert resumed.facts == undisturbed.facts
+    mine, theirs = resumed.model.state_dict(), undisturbed.model.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
