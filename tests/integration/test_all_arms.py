@@ -11,7 +11,7 @@ from tests.workflow.conftest import Clone, make_clone
 RESULTS = "results/arms"
 CONFIG = ("--configfile", "tests/config/arms.yaml")
 ARMS = {
-    "paper", "as_published", "distilled", "bottleneck", "narrow", "one_shot", "theseus",
+    "paper", "as_published", "distilled", "bottleneck", "narrow", "parts", "one_shot", "theseus",
     "l1", "kd_alternate", "layer_drop", "layer_drop_steps",
 }  # fmt: skip
 
@@ -55,6 +55,31 @@ def test_methods_of_one_size_have_one_size(done: Clone) -> None:
         assert 0 <= size["paper"] - size[arm] < 3000, arm
     assert size["kd_alternate"] <= size["narrow"] < size["paper"] * 1.1
     assert 1 - size["narrow"] / size["teacher"] >= 0.2
+
+
+def test_recipe_parts_meets_its_budget_and_says_how(done: Clone) -> None:
+    size = {arm: int(row["parameters"]) for (arm, _), row in table(done).items()}
+    most = size["teacher"] - 0.1 * size["teacher"]
+    assert most - 200 < size["parts"] <= most
+    chain = "substitute_block/toy/parts/seed_3"
+    taken = [
+        row
+        for step in ("step_01", "step_02")
+        for row in read(done, f"{chain}/{step}/substitution.json")["changes"]
+    ]
+    assert sum(row["saved"] for row in taken) == size["teacher"] - size["parts"]
+    config = read(done, f"{chain}/step_02/config.json")
+    assert {entry["index"] for entry in config["narrow_blocks"]} == {row["block"] for row in taken}
+
+
+def test_a_text_that_is_mixed_in_is_trained_on_and_not_measured(done: Clone) -> None:
+    mixed = done.folder / RESULTS / "mix_corpus/toy/train.safetensors"
+    own = done.folder / RESULTS / "prepare_corpus/toy/train.safetensors"
+    assert mixed.is_file()
+    assert own.is_file()
+    heads = table(done)[("paper", 2)].keys()
+    assert "heldout/loss" in heads
+    assert not any(head.startswith("general/") for head in heads)
 
 
 def test_what_was_decided_on_the_way_is_written_down(done: Clone) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from iskd.data.corpus import (
     END_OF_TEXT,
     load_sequences,
+    mixed_sequences,
     save_sequences,
     step_sequences,
     token_sequences,
@@ -160,3 +161,18 @@ def test_the_seed_decides_on_the_order_of_sequences() -> None:
         step_sequences(ROWS, 10, seed=s, first=1, last=1)[:, 0].tolist() for s in (1, 1, 2)
     )
     assert one == again != other
+
+
+def test_a_mix_has_its_shares_everywhere_and_takes_none_twice() -> None:
+    parts = [torch.arange(600).reshape(300, 2), torch.arange(1000, 1100).reshape(50, 2)]
+    mixed = mixed_sequences([(parts[0], 0.8), (parts[1], 0.2)])
+    assert len(mixed) == 250
+    assert len(mixed.unique(dim=0)) == 250
+    other = mixed[:, 0] >= 1000
+    assert all(int(part.sum()) == 2 for part in other.split(10))
+    assert mixed[~other].flatten().tolist() == list(range(400))
+
+
+def test_a_share_too_small_for_one_sequence_is_refused() -> None:
+    with pytest.raises(UserError, match="without a sequence"):
+        mixed_sequences([(torch.zeros(3, 2), 0.95), (torch.zeros(1, 2), 0.05)])

@@ -25,8 +25,6 @@ ALONE = {
     "download_text": "tests/workflow/test_offline.py::test_after_prefetch_the_study",
     "split_corpus": "tests/workflow/test_offline.py::test_after_prefetch_the_study",
     "import_model": "tests/integration/test_compress.py::test_other_weights_in_the_folder",
-    "make_text": "tests/workflow/test_reruns.py::test_a_text_more_is_made_and_measured",
-    "prepare_text": "tests/workflow/test_reruns.py::test_a_text_more_is_made_and_measured",
     "audit": "tests/audit/test_faults.py::test_snakemake_audit_fails",
 }
 """The rules that none of these studies has, each with the beginning of a test that runs it."""

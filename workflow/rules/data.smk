@@ -71,6 +71,42 @@ rule prepare_corpus:
         "../../scripts/prepare_corpus.py"
 
 
+rule mix_corpus:
+    """Mix the corpus's training sequences with those of texts beside it."""
+    input:
+        own=ancient("<results>/prepare_corpus/{teacher}/train.safetensors"),
+        others=lambda wildcards: [
+            ancient(
+                f"<results>/prepare_text/{wildcards.teacher}/{text}/blocks.safetensors"
+            )
+            for text in STUDY.corpus.mix
+        ],
+        manifests=lambda wildcards: [
+            f"<results>/prepare_corpus/{wildcards.teacher}/manifest.json",
+            *(
+                f"<results>/prepare_text/{wildcards.teacher}/{text}/manifest.json"
+                for text in STUDY.corpus.mix
+            ),
+        ],
+    output:
+        train="<results>/mix_corpus/{teacher}/train.safetensors",
+        manifest="<results>/mix_corpus/{teacher}/manifest.json",
+    log:
+        "<logs>/mix_corpus/{teacher}.log",
+    benchmark:
+        "<benchmarks>/mix_corpus/{teacher}.jsonl"
+    conda:
+        "../../envs/iskd.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    params:
+        mix=STUDY.corpus.mix,
+        code=code_fingerprint("mix_corpus"),
+    script:
+        "../../scripts/mix_corpus.py"
+
+
 rule make_text:
     """Make a text beside the corpus from a seed."""
     output:

@@ -46,8 +46,9 @@ def text_file(part):
 
 
 def sequences_file(teacher, part):
-    """Give a teacher's token sequences."""
-    folder = f"<results>/prepare_corpus/{teacher}"
+    """Give a teacher's token sequences: to train on, with what is mixed in, or held out."""
+    mixed = part == "train" and STUDY.corpus.mix
+    folder = f"<results>/{'mix_corpus' if mixed else 'prepare_corpus'}/{teacher}"
     return {
         f"{part}_manifest": f"{folder}/manifest.json",
         part: ancient(f"{folder}/{part}.safetensors"),

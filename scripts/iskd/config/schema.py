@@ -177,6 +177,15 @@ class TrainingOverride(BaselineOverride):
     sequences: Positive | None = Field(None, description="As in the teacher's settings.")
 
 
+Mix = dict[Name, SplitShare]
+_MIX: Any = Field(
+    default_factory=dict,
+    description="Texts (names under texts) that are trained on as well, each with its share of the "
+    "training sequences: general text against forgetting. The rest is the corpus's own, and so is "
+    "all that is held out. The loss on a text that is trained on is not measured.",
+)
+
+
 class ToyCorpus(Section):
     """The embedded world: a corpus and its tasks, made from a seed."""
 
@@ -193,6 +202,7 @@ class ToyCorpus(Section):
     block_length: Annotated[int, Field(ge=8, le=MOST)] = Field(
         128, description="Tokens per sequence."
     )
+    mix: Mix = _MIX
 
 
 class FileCorpus(Section):
@@ -208,6 +218,7 @@ class FileCorpus(Section):
     block_length: Annotated[int, Field(ge=8, le=MOST)] = Field(
         128, description="Tokens per sequence."
     )
+    mix: Mix = _MIX
 
 
 class HubCorpus(Section):
@@ -227,6 +238,7 @@ class HubCorpus(Section):
     block_length: Annotated[int, Field(ge=8, le=MOST)] = Field(
         128, description="Tokens per sequence."
     )
+    mix: Mix = _MIX
 
 
 Corpus = Annotated[ToyCorpus | FileCorpus | HubCorpus, Field(discriminator="source")]

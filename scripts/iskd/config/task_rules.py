@@ -18,10 +18,21 @@ class TaskRules(Rules):
         for name in self.study.tasks:
             self._measured_name(f"tasks.{name}", name)
             self._task(name)
+        self._mix()
         for name in self.study.texts:
             self._measured_name(f"texts.{name}", name)
             if name in self.study.tasks:
                 self.fail(f"texts.{name}", "a task has this name; choose another")
+
+    def _mix(self) -> None:
+        """Check that what is mixed into the corpus is there and leaves room for the corpus."""
+        mix = self.study.corpus.mix
+        for name in mix:
+            if name not in self.study.texts:
+                known = ", ".join(self.study.texts) or "none"
+                self.fail(f"corpus.mix.{name}", f"no text has this name; under texts: {known}")
+        if sum(mix.values()) >= 1:
+            self.fail("corpus.mix", "the shares come to 1 or more; leave some for the corpus")
 
     def claims(self) -> None:
         """Check that what is claimed is about a teacher, a task and a metric of the study."""

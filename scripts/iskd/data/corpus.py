@@ -95,6 +95,34 @@ def story_sequences(
     return sequences, torch.searchsorted(ends, middles, right=True).to(torch.int32)
 
 
+def mixed_sequences(parts: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor:
+    """Mix sequences of several sources in given shares, every stretch of the result alike.
+
+    None is taken twice: the source that is used up first says how many there are in all. Each
+    place goes to the source that is furthest behind its share.
+
+    Args:
+        parts: sequences, int (sequences, length), and the share of each source, which add up to 1.
+
+    Returns:
+        int (sequences, length); of each source the first ones, in their order
+
+    Raises:
+        UserError: a source has not one sequence for its share.
+    """
+    # Shares such as 0.8 are no binary fractions: 200 sequences must not become 199.
+    total = min(int(len(part) / share + 1e-6) for part, share in parts)
+    counts = [int(total * share + 1e-6) for _, share in parts]
+    if not all(counts):
+        raise UserError(
+            "the mix leaves a source without a sequence: its text or its share is too small"
+        )
+    # The k-th of a source's n sequences lies at (k + 1/2) / n of the way.
+    places = torch.cat([(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in counts])
+    taken = torch.cat([part[:n] for (part, _), n in zip(parts, counts, strict=True)])
+    return taken[places.argsort(stable=True)]
+
+
 def step_sequences(
     sequences: torch.Tensor, count: int | None, *, seed: int, first: int, last: int
 ) -> torch.Tensor:

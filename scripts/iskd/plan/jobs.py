@@ -125,7 +125,7 @@ class StudyJobs:
 
     def text_names(self) -> list[str]:
         """List the texts that the loss is measured on: the corpus's own, and those beside it."""
-        return [HELDOUT, *self.study.texts]
+        return [HELDOUT, *(name for name in self.study.texts if name not in self.study.corpus.mix)]
 
     def text(self, text: str) -> dict[str, Any]:
         """Parameters of ``prepare_text``."""
