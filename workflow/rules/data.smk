@@ -16,7 +16,7 @@ rule make_toyworld:
     conda:
         "../../envs/iskd.yaml"
     params:
-        world=STUDY.corpus.model_dump(exclude={"source", "seed", "block_length"}),
+        world=STUDY.corpus.model_dump(exclude={"source", "seed", "block_length", "mix"}),
         seed=STUDY.corpus.seed,
         code=code_fingerprint("make_toyworld"),
     script:
