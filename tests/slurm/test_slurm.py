@@ -24,7 +24,7 @@ import yaml
 from tests.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import check_numbers
-from tests.workflow.conftest import Clone, make_clone
+from tests.workflow.conftest import KEPT, Clone, make_clone
 
 from .cluster import ACCOUNT, PARTITION, Cluster, install, wait_until, what_is_missing
 
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow
 # Long enough for a machine with other work; no speed is claimed by any of them.
 PATIENCE = 600.0
 RESULTS = "results/embedded"
+DRIVER = str(Path(__file__).with_name("driver.py"))
 # The study's part that is made here; the rest would meet no other fault.
 SEEDS, PART = [17], {"arms": ("iskd", "l1"), "tasks": ("cbt_context",)}
 # What is made of all seeds, arms and tasks together begins so.
@@ -107,7 +108,7 @@ class Study:
         self.calls += 1
         with self.printed.open("wb") as out:
             self.driver = subprocess.Popen(
-                [sys.executable, "-m", "snakemake", *OPTIONS],
+                [sys.executable, DRIVER, *OPTIONS],
                 cwd=self.clone.folder,
                 env=self.environment,
                 stdout=out,
@@ -322,9 +323,9 @@ def test_study_ends_with_the_bytes_of_an_undisturbed_one(study: Study, reference
 @pytest.fixture(scope="module")
 def reference(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of the same study, undisturbed, or of the whole one that `make test-study` kept."""
-    kept = os.environ.get("ISKD_REFERENCE")
-    if kept and Path(kept, "metrics.csv").exists():
-        return Path(kept)
+    kept = Path(os.environ.get(KEPT, "nowhere"), "embedded", RESULTS)
+    if kept.exists():
+        return kept
     clone = smaller(tmp_path_factory.mktemp("undisturbed") / "clone")
     wait_until(lambda: not study.running, 3600, "the study's end")
     done = clone.snakemake("-c", "2", "--configfile", "config/config.yaml")
