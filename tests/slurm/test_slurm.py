@@ -24,6 +24,7 @@ import yaml
 from tests.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import check_numbers
+from tests.tracker_standin import install as install_tracker
 from tests.workflow.conftest import KEPT, Clone, make_clone
 
 from .cluster import ACCOUNT, PARTITION, Cluster, install, wait_until, what_is_missing
@@ -354,9 +355,12 @@ def test_two_gpus_of_one_node_train_one_model(
     """GPUs that are none: two processes compute on the CPU, but SLURM gives them out."""
     wait_until(lambda: not study.running, PATIENCE, "the study's end")
     clone = make_clone(tmp_path / "clone")
-    clone.edit("tests/config/tiny.yaml", "    family: gpt2\n", "    family: gpt2\n    gpus: 2\n")
+    config = "tests/config/tiny.yaml"
+    clone.edit(config, "    family: gpt2\n", "    family: gpt2\n    gpus: 2\n")
+    clone.edit(config, "arms:\n", "tracking: {report_to: [trackio]}\narms:\n")
+    environment = study.environment | {"PYTHONPATH": str(install_tracker(tmp_path / "packages"))}
     options = ("--profile", "slurm", *OPTIONS[4:], f"results/tiny/{TEACHER}/manifest.json")
-    done = clone.snakemake(*options, "--configfile", "tests/config/tiny.yaml", **study.environment)
+    done = clone.snakemake(*options, "--configfile", config, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     run = json.loads((clone.folder / "results/tiny" / TEACHER / "run.json").read_text("utf-8"))
     assert run["processes"] == 2
@@ -365,3 +369,7 @@ def test_two_gpus_of_one_node_train_one_model(
     )
     assert allocated.startswith("1|")
     assert "gres/gpu=2" in allocated
+    # The first of the two processes shows the training to a tracker.
+    shown = (clone.folder / "results/tiny/tracking/trackio/rows.jsonl").read_text("utf-8")
+    events = [json.loads(line)["event"] for line in shown.splitlines()]
+    assert (events[0], events.count("init"), events[-1]) == ("init", 1, "finish")
