@@ -19,7 +19,7 @@ MEASURED_RULES = (
 """Rules whose artifacts hold measured times, memory or energy, or are made from them."""
 
 # Logs, Snakemake's benchmarks and run.json say how and when, beside every artifact.
-_REPORTS = re.compile(r"(^logs/|^benchmarks/|/run\.json$)")
+_REPORTS = re.compile(r"(^logs/|^benchmarks/|^tracking/|/run\.json$)")
 # It names the digest of every file in the folder, the measured ones among them.
 _PAPER = ("paper/manifest.json",)
 # Model cards lie beside the weights too; no artifact has a README of its own.

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import Clone, finished
+from tests.workflow.conftest import Clone, finished, made_once
 
 from .tampering import RESULTS, PlannedOnce, Results
 
-__all__ = ["finished"]
+__all__ = ["finished", "made_once"]
 
 
 @pytest.fixture

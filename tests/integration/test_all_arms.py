@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.workflow.conftest import Clone, make_clone
+from tests.workflow.conftest import Clone
+
+from .conftest import ARMS as CALL
 
 RESULTS = "results/arms"
-CONFIG = ("--configfile", "tests/config/arms.yaml")
 ARMS = {
     "paper", "as_published", "distilled", "bottleneck", "narrow", "parts", "one_shot", "theseus",
     "l1", "kd_alternate", "layer_drop", "layer_drop_steps",
@@ -17,12 +18,9 @@ ARMS = {
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The study, finished."""
-    clone = make_clone(tmp_path_factory.mktemp("arms") / "clone")
-    ran = clone.snakemake("-c", "2", *CONFIG)
-    assert ran.returncode == 0, ran.stderr[-4000:]
-    return clone
+def done(all_arms: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A copy of the finished study, whose config is changed now and then."""
+    return all_arms.copy(tmp_path_factory.mktemp("arms") / "clone")
 
 
 def read(clone: Clone, path: str) -> Any:
@@ -119,7 +117,7 @@ def test_models_carry_their_code(done: Clone) -> None:
 
 
 def test_a_finished_study_has_nothing_to_do(done: Clone) -> None:
-    ran = done.snakemake("-c", "2", *CONFIG)
+    ran = done.snakemake(*CALL)
     assert "Nothing to be done" in ran.stdout + ran.stderr
 
 
@@ -138,7 +136,7 @@ def test_a_change_of_one_arm_reruns_that_arm(
     assert old in before
     try:
         config.write_text(before.replace(old, new))
-        ran = done.snakemake("-n", *CONFIG)
+        ran = done.snakemake("-n", *CALL)
     finally:
         config.write_text(before)
     planned = ran.stdout + ran.stderr

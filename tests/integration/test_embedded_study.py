@@ -7,6 +7,7 @@ import csv
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -18,41 +19,36 @@ from tests.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table
 from tests.slurm.cluster import what_is_missing
-from tests.workflow.conftest import Clone, make_clone, without_network
+from tests.workflow.conftest import KEPT, Clone, MakeOnce, make_clone, without_network
 
 RESULTS = "results/embedded"
 STEP = "toy/iskd/seed_17/step_01"
 
 
-def two_seeds(folder: Path) -> Clone:
-    """Make a clone whose study has two seeds, enough for means and spreads; `make demo` has all."""
-    clone = make_clone(folder)
+def run(clone: Clone, prefix: Sequence[str] = ()) -> None:
+    """Run the study with two seeds, enough for means and spreads; `make demo` has all."""
     clone.edit("config/config.yaml", "seeds: [17, 18, 19]", "seeds: [17, 18]")
-    return clone
+    done = clone.snakemake("-c", "2", prefix=prefix)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The study without any network, where a network namespace can be had."""
-    clone = two_seeds(tmp_path_factory.mktemp("offline") / "clone")
-    done = clone.snakemake("-c", "2", prefix=without_network() or ())
-    assert done.returncode == 0, done.stderr[-4000:]
-    kept = os.environ.get("ISKD_REFERENCE")
-    if kept:
-        # tests/slurm compares what a cluster makes with it.
-        shutil.copytree(clone.folder / RESULTS, kept, dirs_exist_ok=True)
-    return clone
+def offline(made_once: MakeOnce) -> Clone:
+    """The study without any network, where a network namespace can be had.
+
+    Where it is kept, tests/slurm compares with it what a cluster makes.
+    """
+    return made_once("embedded", lambda clone: run(clone, without_network() or ()))
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, offline: Clone) -> Clone:
     """The study again, in a folder of another name."""
     del offline
-    if os.environ.get("ISKD_REFERENCE") and what_is_missing() is None:
+    if os.environ.get(KEPT) and what_is_missing() is None:
         pytest.skip("tests/slurm makes the study again and compares it with this one")
-    clone = two_seeds(tmp_path_factory.mktemp("elsewhere") / "another clone")
-    done = clone.snakemake("-c", "2")
-    assert done.returncode == 0, done.stderr[-4000:]
+    clone = make_clone(tmp_path_factory.mktemp("elsewhere") / "another clone")
+    run(clone)
     return clone
 
 

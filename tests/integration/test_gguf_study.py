@@ -200,9 +200,12 @@ DELETED = [
 ]
 
 
+def test_a_finished_study_has_nothing_to_do(clone: Clone) -> None:
+    assert clone.planned(*CONFIG) == {}
+
+
 @pytest.mark.parametrize("name", DELETED)
 def test_a_deleted_final_artifact_is_noticed(clone: Clone, results: Path, name: str) -> None:
-    assert clone.planned(*CONFIG) == {}
     path, away = results / name, clone.folder / "away"
     shutil.move(path, away)
     counts = clone.planned(*CONFIG)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,30 +23,17 @@ def with_gpus(clone: Clone, number: int) -> Clone:
     return clone
 
 
-def finished(clone: Clone) -> Clone:
-    done = clone.snakemake(*TARGETS, "--configfile", FILE, "-c", "2", "--resources", "gpu=2")
-    assert done.returncode == 0, done.stderr[-4000:]
-    return clone
-
-
-@pytest.fixture(scope="module")
-def clone_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
-    return lambda name: make_clone(tmp_path_factory.mktemp(name) / "clone")
-
-
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
     return make_clone(tmp_path / "clone")
 
 
 @pytest.fixture(scope="module")
-def alone(clone_at: Callable[[str], Clone]) -> Clone:
-    return finished(clone_at("alone"))
-
-
-@pytest.fixture(scope="module")
-def shared(clone_at: Callable[[str], Clone]) -> Clone:
-    return finished(with_gpus(clone_at("shared"), 2))
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    clone = with_gpus(make_clone(tmp_path_factory.mktemp("shared") / "clone"), 2)
+    done = clone.snakemake(*TARGETS, "--configfile", FILE, "-c", "2", "--resources", "gpu=2")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return clone
 
 
 def read(file: Path) -> dict[str, object]:
@@ -66,16 +52,16 @@ def test_every_training_runs_in_two_processes(shared: Clone) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_learns_what_it_learns_alone(step: str, shared: Clone, alone: Clone) -> None:
+def test_a_step_learns_what_it_learns_alone(step: str, shared: Clone, all_arms: Clone) -> None:
     """Order search, warm start and a teacher in the loss included: but for rounding."""
     ours, theirs = (
         [json.loads(line) for line in (clone.folder / step / "history.jsonl").open()]
-        for clone in (shared, alone)
+        for clone in (shared, all_arms)
     )
     losses, wanted = ([row.pop("loss") for row in rows] for rows in (ours, theirs))
     assert ours == theirs  # phases, steps, tokens, FLOPs, rates
     assert losses == pytest.approx(wanted, rel=1e-4)
-    chosen, expected = (read(c.folder / step / "substitution.json") for c in (shared, alone))
+    chosen, expected = (read(c.folder / step / "substitution.json") for c in (shared, all_arms))
     assert chosen["block"] == expected["block"]
 
 

@@ -24,7 +24,8 @@ import yaml
 from tests.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import check_numbers
-from tests.workflow.conftest import Clone, make_clone
+from tests.tracker_standin import install as install_tracker
+from tests.workflow.conftest import KEPT, Clone, make_clone
 
 from .cluster import ACCOUNT, PARTITION, Cluster, install, wait_until, what_is_missing
 
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.slow
 # Long enough for a machine with other work; no speed is claimed by any of them.
 PATIENCE = 600.0
 RESULTS = "results/embedded"
+DRIVER = str(Path(__file__).with_name("driver.py"))
 # The study's part that is made here; the rest would meet no other fault.
 SEEDS, PART = [17], {"arms": ("iskd", "l1"), "tasks": ("cbt_context",)}
 # What is made of all seeds, arms and tasks together begins so.
@@ -107,7 +109,7 @@ class Study:
         self.calls += 1
         with self.printed.open("wb") as out:
             self.driver = subprocess.Popen(
-                [sys.executable, "-m", "snakemake", *OPTIONS],
+                [sys.executable, DRIVER, *OPTIONS],
                 cwd=self.clone.folder,
                 env=self.environment,
                 stdout=out,
@@ -322,9 +324,9 @@ def test_study_ends_with_the_bytes_of_an_undisturbed_one(study: Study, reference
 @pytest.fixture(scope="module")
 def reference(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of the same study, undisturbed, or of the whole one that `make test-study` kept."""
-    kept = os.environ.get("ISKD_REFERENCE")
-    if kept and Path(kept, "metrics.csv").exists():
-        return Path(kept)
+    kept = Path(os.environ.get(KEPT, "nowhere"), "embedded", RESULTS)
+    if kept.exists():
+        return kept
     clone = smaller(tmp_path_factory.mktemp("undisturbed") / "clone")
     wait_until(lambda: not study.running, 3600, "the study's end")
     done = clone.snakemake("-c", "2", "--configfile", "config/config.yaml")
@@ -353,9 +355,12 @@ def test_two_gpus_of_one_node_train_one_model(
     """GPUs that are none: two processes compute on the CPU, but SLURM gives them out."""
     wait_until(lambda: not study.running, PATIENCE, "the study's end")
     clone = make_clone(tmp_path / "clone")
-    clone.edit("tests/config/tiny.yaml", "    family: gpt2\n", "    family: gpt2\n    gpus: 2\n")
+    config = "tests/config/tiny.yaml"
+    clone.edit(config, "    family: gpt2\n", "    family: gpt2\n    gpus: 2\n")
+    clone.edit(config, "arms:\n", "tracking: {report_to: [trackio]}\narms:\n")
+    environment = study.environment | {"PYTHONPATH": str(install_tracker(tmp_path / "packages"))}
     options = ("--profile", "slurm", *OPTIONS[4:], f"results/tiny/{TEACHER}/manifest.json")
-    done = clone.snakemake(*options, "--configfile", "tests/config/tiny.yaml", **study.environment)
+    done = clone.snakemake(*options, "--configfile", config, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     run = json.loads((clone.folder / "results/tiny" / TEACHER / "run.json").read_text("utf-8"))
     assert run["processes"] == 2
@@ -364,3 +369,7 @@ def test_two_gpus_of_one_node_train_one_model(
     )
     assert allocated.startswith("1|")
     assert "gres/gpu=2" in allocated
+    # The first of the two processes shows the training to a tracker.
+    shown = (clone.folder / "results/tiny/tracking/trackio/rows.jsonl").read_text("utf-8")
+    events = [json.loads(line)["event"] for line in shown.splitlines()]
+    assert (events[0], events.count("init"), events[-1]) == ("init", 1, "finish")

@@ -324,6 +324,9 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "'f1'; tasks.hellaswag has acc, acc_n",
     ),
     ({"claims": [CLAIM | {"source": "a\x1b[2J"}]}, "claims.0.source", "one line of characters"),
+    ({"tracking": {"report_to": ["clearml"]}}, "tracking.report_to.0", "'tensorboard', 'wandb'"),
+    ({"tracking": {"report_to": ["wandb", "wandb"]}}, "tracking.report_to", "twice"),
+    ({"tracking": {"report_to": ["none", "wandb"]}}, "tracking.report_to", "beside trackers"),
 ]
 
 

@@ -30,14 +30,20 @@ def use(scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def forget() -> None:
-    for cached in (fingerprint._parsed, fingerprint._imported, fingerprint._file_digest):
-        cached.cache_clear()
+    for name in ("_parsed", "_imported", "_next_files", "_file_digest"):
+        getattr(fingerprint, name).cache_clear()
 
 
 def digest(rule: str) -> str:
     """Compute anew: within one run of Snakemake files are parsed only once."""
     forget()
     return fingerprint.code_fingerprint(rule)
+
+
+def digests() -> dict[str, str]:
+    """Compute those of all rules, as one run of Snakemake does."""
+    forget()
+    return {rule: fingerprint.code_fingerprint(rule) for rule in RULES}
 
 
 def reached(rule: str) -> set[str]:
@@ -51,18 +57,18 @@ def _no_stale_cache() -> None:
 
 
 def test_every_script_has_a_digest_of_its_own() -> None:
-    digests = [digest(rule) for rule in RULES]
-    assert len(set(digests)) == len(RULES) > 10
-    assert all(len(d) == 16 and int(d, 16) >= 0 for d in digests)
+    found = set(digests().values())
+    assert len(found) == len(RULES) > 10
+    assert all(len(d) == 16 and int(d, 16) >= 0 for d in found)
 
 
 def test_a_copy_elsewhere_has_the_same_digests(tmp_path: Path) -> None:
-    here = {rule: digest(rule) for rule in RULES}
+    here = digests()
     with pytest.MonkeyPatch.context() as patch:
         copy = tmp_path / "elsewhere" / "deep"
         shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
         use(copy, patch)
-        assert {rule: digest(rule) for rule in RULES} == here
+        assert digests() == here
 
 
 def change(path: Path, edit: Callable[[str], str]) -> None:

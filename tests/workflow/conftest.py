@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("workflow", "scripts", "config", "envs", "tools", "tests/config")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 TINY = ("--configfile", "tests/config/tiny.yaml", "-c", "2")
+# A folder in which finished studies are kept from one call of pytest for the next ones.
+KEPT = "ISKD_KEPT"
 
 
 @dataclass
@@ -99,6 +101,9 @@ def check_same_results(one: Clone, other: Clone, study: str) -> None:
     assert [n for n in ours if ours[n] != theirs[n]] == []
 
 
+MakeOnce = Callable[[str, Callable[[Clone], None]], Clone]
+
+
 @pytest.fixture
 def clone(tmp_path: Path) -> Clone:
     """A copy for one test."""
@@ -112,22 +117,40 @@ def clone_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """The smallest study, finished, made without a network where that can be had.
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Have a clone made by whichever test asks first, for all of pytest's processes.
 
-    It is made once for all of pytest's processes and only looked at: take a copy to change it.
+    Where ``ISKD_KEPT`` names a folder, as in CI, it is there for the calls of pytest that follow,
+    too. Such a clone is only looked at: take a copy to change it.
     """
     top = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         top = top.parent
-    clone = Clone(top / "finished")
-    with FileLock(top / "finished.lock"):
-        if not clone.folder.exists():
-            draft = make_clone(top / "unfinished")
-            done = draft.snakemake(*TINY, prefix=without_network() or ())
-            assert done.returncode == 0, done.stderr[-4000:]
-            draft.folder.rename(clone.folder)
-    return clone
+    top = Path(os.environ.get(KEPT) or top)
+
+    def make(name: str, run: Callable[[Clone], None]) -> Clone:
+        clone = Clone(top / name)
+        with FileLock(top / f"{name}.lock"):
+            if not clone.folder.exists():
+                # A call that was killed has left a part of it.
+                shutil.rmtree(top / f"unfinished {name}", ignore_errors=True)
+                draft = make_clone(top / f"unfinished {name}")
+                run(draft)
+                draft.folder.rename(clone.folder)
+        return clone
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(made_once: MakeOnce) -> Clone:
+    """The smallest study, finished, made without a network where that can be had."""
+
+    def run(clone: Clone) -> None:
+        done = clone.snakemake(*TINY, prefix=without_network() or ())
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    return made_once("finished", run)
 
 
 def without_network() -> list[str] | None:

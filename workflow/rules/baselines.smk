@@ -19,6 +19,7 @@ rule tune_teacher:
         gpu=training_gpus,
         processes=training_gpus,
         parallel=training_mode,
+        report_to=training_trackers,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:

@@ -39,6 +39,7 @@ from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.presence import put_aside_incomplete
 from iskd.provenance.times import settle_times
 from iskd.runtime.locks import read_holder, take_lock
+from iskd.runtime.tracking import check_packages
 from iskd.runtime.workdir import sweep
 from iskd.study_progress import StudyProgress, closing_words
 
@@ -75,6 +76,11 @@ def checked_study():
             put_stand_ins(study)
         elif workflow.is_main_process:
             check_data_files(study, config_name())
+            if not workflow.deployment_settings.deployment_method:
+                # Otherwise jobs have packages of their own, and look for them themselves.
+                check_packages(
+                    study.tracking.trackers, f"{config_name()}: tracking.report_to"
+                )
         return study
     except UserError as error:
         print(error, file=sys.stderr)

@@ -281,6 +281,12 @@ def training_mode(wildcards):
     return STUDY.teachers[wildcards.teacher].parallel
 
 
+def training_trackers(wildcards):
+    """Name what shows a training while it runs; a resource, because a change must not rerun it."""
+    alone = "ISKD_PLAN_ONLY" in os.environ  # made again for an audit, which nobody looks at
+    return "none" if alone else "+".join(STUDY.tracking.trackers) or "none"
+
+
 def evaluation_memory(wildcards, attempt):
     """Ask for memory in MB, half as much again with every attempt."""
     return int(16000 * 1.5 ** (attempt - 1))

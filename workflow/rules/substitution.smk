@@ -67,6 +67,7 @@ rule substitute_block:
         gpu=training_gpus,
         processes=training_gpus,
         parallel=training_mode,
+        report_to=training_trackers,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:
@@ -107,6 +108,7 @@ rule substitute_at_once:
         gpu=training_gpus,
         processes=training_gpus,
         parallel=training_mode,
+        report_to=training_trackers,
         mem_mb=training_memory,
         runtime=training_runtime,
     params:

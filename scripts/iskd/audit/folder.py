@@ -20,7 +20,7 @@ from iskd.provenance.statement import (
 )
 
 # What stands beside the artifacts: how jobs went, and who fetched what.
-BESIDE = ("logs", "benchmarks", "audit")
+BESIDE = ("logs", "benchmarks", "audit", "tracking")
 LOCKS = ("hub.lock.json",)
 SIGNATURE = "signature.dsse.json"
 # What `iskd export` adds.

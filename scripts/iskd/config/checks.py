@@ -29,6 +29,15 @@ class Checks(Rules):
         self._evaluated_steps()
         self._generation()
         self._efficiency()
+        self._tracking()
+
+    def _tracking(self) -> None:
+        """Check that no tracker is named twice, and none beside others."""
+        named, key = self.study.tracking.report_to, "tracking.report_to"
+        if len(set(named)) != len(named):
+            self.fail(key, "a tracker stands here twice; remove one")
+        if "none" in named and len(named) > 1:
+            self.fail(key, "'none' stands beside trackers; remove it, or them")
 
     def _evaluated_steps(self) -> None:
         """Check that the steps of a list exist, and that the one that tables report is there."""

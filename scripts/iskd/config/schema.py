@@ -867,6 +867,21 @@ class Claim(Section):
     )
 
 
+class Tracking(Section):
+    """What shows trainings while they run; it decides on no result, and may be changed any time."""
+
+    report_to: list[Literal["none", "tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default=[],
+        description="Trackers, by the names that transformers has for them. Each needs its package "
+        "and writes into results/<study>/tracking, without a network.",
+    )
+
+    @property
+    def trackers(self) -> list[str]:
+        """Those of the list that are trackers."""
+        return [name for name in self.report_to if name != "none"]
+
+
 class Study(Section):
     """A study: one config file's worth of runs."""
 
@@ -907,6 +922,9 @@ class Study(Section):
     )
     evaluation: Evaluation = Field(
         default_factory=Evaluation, description="How checkpoints are evaluated."
+    )
+    tracking: Tracking = Field(
+        default_factory=Tracking, description="Where trainings are shown while they run."
     )
 
 

@@ -52,7 +52,7 @@ class StudyJobs:
 
         A text, because the order of arms and tasks is that of rows and legends.
         """
-        config = self.study.model_dump(mode="json")
+        config = self.study.model_dump(mode="json", exclude={"tracking"})
         for teacher in config["teachers"].values():
             for key in ("gpus", "parallel"):
                 del teacher[key]

@@ -122,20 +122,26 @@ def _data_files(package: Path) -> set[Path]:
     return found
 
 
+@cache
+def _next_files(path: Path) -> tuple[Path, ...]:
+    """List the files that one of the library, or a script, reaches directly."""
+    if path.suffix != ".py":
+        return ()
+    found = {f for name in _imported(path) if (f := _module_file(name)) is not None}
+    if path.name == "__init__.py" and path.parent != LIBRARY:
+        found |= _data_files(path.parent)
+    return tuple(found)
+
+
 def code_files(script: Path) -> list[Path]:
     """List the script and every file of the library that it can reach by imports, sorted."""
     seen: set[Path] = set()
     waiting = [script]
     while waiting:
         path = waiting.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        if path.suffix != ".py":
-            continue
-        if path.name == "__init__.py" and path.parent != LIBRARY:
-            waiting += _data_files(path.parent)
-        waiting += [f for name in _imported(path) if (f := _module_file(name)) is not None]
+        if path not in seen:
+            seen.add(path)
+            waiting += _next_files(path)
     return sorted(seen)
 
 

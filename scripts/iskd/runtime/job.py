@@ -31,6 +31,7 @@ from iskd.runtime.request import request_of, rule_name, top_folder
 from iskd.runtime.retries import attempt
 from iskd.runtime.signals import EXIT_AGAIN, Interrupted
 from iskd.runtime.task import SnakemakeObject
+from iskd.runtime.tracking import announce, tracking_of
 from iskd.runtime.workdir import WorkFolder
 
 
@@ -100,6 +101,7 @@ def run_rule(
     try:
         with translate_storage_errors():
             request = request_of(task, params, rule)
+        announce(tracking_of(task, rule, request))
         work = WorkFolder.beside(folder, request)
         work.spent = lambda: Spent(
             time.time() - started, meter.read().joules if processes == 1 else None

@@ -22,6 +22,7 @@ from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import Grouping, make_optimizer, parameter_groups
 from iskd.training.resuming import StateKeeper, newest_state, read_curve, states_of, update_of
 from iskd.training.sharding import copy_to_train, split_by_block, take_over
+from iskd.training.tracking import followed
 from iskd.training.trainer import ObjectiveTrainer
 
 log = logging.getLogger("iskd.training")
@@ -185,7 +186,7 @@ def train(
             reporter.carry_on(read_curve(newest), update_of(newest))
             work.resumed.append(update_of(newest))
             log.info("resumed after step %d of %d", update_of(newest), updates)
-        with _full_memory_explained(settings):
+        with _full_memory_explained(settings), followed(trainer, reporter):
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if trainer.state.global_step < updates:
             raise Interrupted(
