@@ -21,6 +21,7 @@ with run_rule() as job:
         StepSettings.of(job.params),
         step=int(job.wildcards["step"]),
         seed=job.seed,
+        recorded=job.folders("answers"),
         work=job.work,
     )
     publish_model(job, done.model, done.history)
