@@ -20,6 +20,7 @@ with run_rule() as job:
         AtOnceSettings.of(job.params),
         step=int(job.wildcards["step"]),
         seed=job.seed,
+        recorded=job.folders("answers"),
         work=job.work,
     )
     publish_model(job, done.model, done.history)

@@ -36,6 +36,7 @@ with run_rule() as job:
             known=json.loads(before.read_text(encoding="utf-8"))["scores"] if step > 1 else {},
             step=step,
             seed=job.seed,
+            recorded=job.folders("answers"),
             work=job.work,
         )
     else:
@@ -47,6 +48,7 @@ with run_rule() as job:
             settings,
             step=step,
             seed=job.seed,
+            recorded=job.folders("answers"),
             work=job.work,
         )
     publish_model(job, done.model, done.history)

@@ -130,6 +130,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--cards", type=float, nargs="+", default=[24, 40, 80], metavar="GB", help="sizes of cards"
     )
     memory.add_argument("--kl", action="store_true", help="with the teacher in memory, in bfloat16")
+    memory.add_argument(
+        "--teacher-cache",
+        choices=("none", "exact", "sampled"),
+        default="none",
+        help="with --kl: what of the teacher is recorded, so that it need not be there",
+    )
     memory.set_defaults(run=_memory)
     diff = commands.add_parser(
         "diff",
@@ -216,7 +222,11 @@ def _trace(args: argparse.Namespace) -> int:
 def _memory(args: argparse.Namespace) -> int:
     from iskd.training.memory import memory_table
 
-    print(memory_table(args.model, args.length, args.cards, kl=args.kl))
+    print(
+        memory_table(
+            args.model, args.length, args.cards, kl=args.kl, teacher_cache=args.teacher_cache
+        )
+    )
     return 0
 
 

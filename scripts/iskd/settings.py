@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 Precision = Literal["float32", "bfloat16"]
 Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher", "refit"]
 ChangeKind = Literal["attention", "heads", "mlp", "neurons", "block"]
+CacheKind = Literal["none", "exact", "sampled"]
+"""How a training asks its teacher: each time, or what was recorded: all of it, or draws."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,51 @@ class ObjectiveSettings:
     hidden: float = 0.0
     temperature: float = 1.0
     teacher_precision: Precision = "float32"
+    teacher_cache: CacheKind = "none"
+    draws: int = 12
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a term compares with the teacher."""
+        """Whether a term compares with the teacher, or with what it has said."""
         return bool(self.kl or self.hidden)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether that is read from what was recorded."""
+        return self.teacher_cache != "none"
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """The parameters of ``record_teacher``: how a teacher answers, and about which sequences.
+
+    ``temperature`` and ``draws`` are None where all is recorded. ``sequences`` is how many a step
+    takes, None for the whole corpus, and ``validation`` how many of its last ones no step takes.
+    """
+
+    kind: Literal["exact", "sampled"]
+    teacher_precision: Precision
+    temperature: float | None
+    draws: int | None
+    sequences: int | None
+    validation: int
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Self:
+        """Read a rule's parameters; those that are no fields of the type are left to others."""
+        return cls(**{field.name: params[field.name] for field in fields(cls)})
+
+    @property
+    def name(self) -> str:
+        """A name for the folder of what is recorded, which differs where any field does."""
+        parts: list[object] = [self.kind]
+        if self.kind == "sampled":
+            heat = str(self.temperature).removesuffix(".0").replace("+", "")
+            parts += [f"{self.draws}", f"t{heat}"]
+        parts += [self.teacher_precision, self.sequences or "all"]
+        if self.validation:
+            parts += ["without", self.validation]
+        return "_".join(str(part) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ CALL = ("--configfile", "tests/config/chaos.yaml", "-c", "2")
 RESULTS = Path("results/chaos")
 KILLS = int(os.environ.get("ISKD_KILLS", "8"))
 STATE = r"^os\.rename .*/checkpoint-\d+/manifest\.json$"
+RECORDED = r"^os\.rename .*/answers-\d+\.json$"
 ANSWER = r"^open .*/answers\.jsonl ab?$"
 SEALED = r"^os\.rename .*\.partial-\w+/manifest\.json$"
 
@@ -40,7 +41,7 @@ class Aim(NamedTuple):
 
 AIMS = {
     "a job starts": Aim(r"^os\.mkdir .*\.partial-\w+ ", 2, 3.0),
-    "anywhere": Aim(f"{STATE}|{ANSWER}|{SEALED}", 6, 1.5),
+    "anywhere": Aim(f"{STATE}|{ANSWER}|{RECORDED}|{SEALED}", 6, 1.5),
     "a state is begun": Aim(r"^os\.mkdir .*/checkpoint-\d+ ", 6),
     "a state is half written": Aim(r"^os\.mkdir .*/checkpoint-\d+ ", 6, 0.05),
     "a state is completed": Aim(STATE, 6),

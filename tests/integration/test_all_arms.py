@@ -2,18 +2,24 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.workflow.conftest import Clone
+from iskd.audit.findings import Code
+from iskd.audit.verify import verify
+from iskd.provenance.artifact import MANIFEST, read_manifest
+from iskd.provenance.statement import Statement, write_statement
+from tests.workflow.conftest import ROOT, Clone
 
 from .conftest import ARMS as CALL
 
 RESULTS = "results/arms"
 ARMS = {
     "paper", "as_published", "distilled", "bottleneck", "narrow", "parts", "one_shot", "theseus",
-    "l1", "kd_alternate", "layer_drop", "layer_drop_steps",
+    "l1", "l1_exact", "kd_alternate", "layer_drop", "layer_drop_steps", "exact", "sampled",
 }  # fmt: skip
 
 
@@ -43,6 +49,8 @@ def test_every_arm_stands_in_the_table_with_its_costs(done: Clone) -> None:
     assert {row["tokens"] for (arm, _), row in rows.items() if arm != "teacher"} == {"4096"}
     costs = {arm: float(row["training_flops"] or 0) for (arm, _), row in rows.items()}
     assert costs["distilled"] > costs["paper"]  # the teacher's forward passes count
+    assert costs["sampled"] == costs["paper"]
+    assert costs["paper"] < costs["exact"] < costs["distilled"]
 
 
 def test_methods_of_one_size_have_one_size(done: Clone) -> None:
@@ -116,6 +124,51 @@ def test_models_carry_their_code(done: Clone) -> None:
     assert auto_map["AutoModelForCausalLM"] == "iskd_gpt2.CompactGPT2LMHeadModel"
 
 
+def test_the_teacher_is_asked_once_for_all_arms_and_steps(done: Clone) -> None:
+    top = done.folder / RESULTS / "record_teacher/toy"
+    answers = "exact_float32_32", "sampled_6_t1_bfloat16_32_without_4"
+    assert {folder.name for folder in top.iterdir()} == set(answers)
+    for name in answers:
+        steps = [f"record_teacher/toy/{name}/seed_3/step_0{step}" for step in (1, 2)]
+        facts = [read(done, f"{step}/answers.json") for step in steps]
+        assert [about["sequences"] for about in facts] == [32, 32]
+        assert (top / f"{name}/seed_3/step_01/projection.safetensors").exists() == (
+            name == answers[0]
+        )
+    # Another temperature asks nothing else of hidden states, and a baseline reads those of a chain.
+    for model in ("substitute_block/toy/exact", "prune_l1/toy/l1_exact"):
+        statement = read_manifest(done.folder / RESULTS / model / "seed_3/step_02")
+        given = [name for name in statement.request["inputs"] if "record_teacher" in name]
+        assert given == [
+            f"{RESULTS}/record_teacher/toy/{answers[0]}/seed_3/step_0{step}/manifest.json"
+            for step in (1, 2)
+        ]
+
+
+def test_the_study_verifies_and_a_changed_answer_is_found(done: Clone, tmp_path: Path) -> None:
+    config = ROOT / "tests/config/arms.yaml"
+    copy = tmp_path / "copy" / RESULTS
+    shutil.copytree(done.folder / RESULTS, copy)
+    assert verify(copy, at="checkout", config=config, derive=False).findings == []
+    place = "record_teacher/toy/exact_float32_32/seed_3/step_02"
+    file = copy / place / "answers-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    found = verify(copy, derive=False).findings
+    assert [(finding.place, finding.code) for finding in found] == [
+        (f"{place}/{file.name}", Code.CONTENT_CHANGED)
+    ]
+    # Nor does it help to write a statement about less.
+    file.unlink()
+    old = read_manifest(copy / place)
+    files = {name: about for name, about in old.files.items() if name != file.name}
+    text = write_statement(Statement(old.request, files, old.summary))
+    (copy / place / MANIFEST).write_text(text, encoding="utf-8")
+    wrong = {(f.place, f.code) for f in verify(copy, derive=False).findings}
+    assert (f"{place}/answers.json", Code.WRONG_FILES) in wrong
+
+
 def test_a_finished_study_has_nothing_to_do(done: Clone) -> None:
     ran = done.snakemake(*CALL)
     assert "Nothing to be done" in ran.stdout + ran.stderr
@@ -125,7 +178,18 @@ def test_a_finished_study_has_nothing_to_do(done: Clone) -> None:
     ("old", "new", "rerun"),
     [
         ("theseus, reference: paper", "theseus, first: 0.4, reference: paper", {"theseus"}),
-        ("temperature: 2.0", "temperature: 3.0", {"distilled"}),
+        ("temperature: 2.0, hidden", "temperature: 3.0, hidden", {"distilled"}),
+        # What is recorded of a study's tokens is so for any arm that takes them.
+        (
+            "temperature: 2.0, teacher_cache: exact",
+            "temperature: 4.0, teacher_cache: exact",
+            {"exact"},
+        ),
+        (
+            "  paper: {method: iskd}",
+            "  paper: {method: iskd, objective: {kl: 0.5, teacher_cache: exact}}",
+            {"paper"},
+        ),
     ],
 )
 def test_a_change_of_one_arm_reruns_that_arm(

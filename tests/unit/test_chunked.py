@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from iskd.training import chunked
-from iskd.training.chunked import TeacherHead, Terms, chunked_loss
+from iskd.training.chunked import TeacherDraws, TeacherHead, Terms, chunked_loss
 
 VOCABULARY, WIDTH, THEIRS = 37, 8, 6
 
@@ -77,6 +77,48 @@ def test_loss_and_gradients_are_those_of_the_plain_form(
         chunked.ROWS = whole
     wanted = plain(hidden, projection, labels, terms, teacher)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-10, abs=1e-12)
+    inputs = (hidden, *projection.parameters())
+    found = torch.autograd.grad(3 * loss, inputs)
+    for one, other in zip(found, torch.autograd.grad(3 * wanted, inputs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    size=st.integers(1, 8),
+    draws=st.integers(1, 9),
+    bias=st.booleans(),
+    terms=st.builds(
+        Terms,
+        next_token=st.sampled_from([0.0, 0.5, 1.0]),
+        kl=st.sampled_from([0.5, 2.0]),
+        temperature=st.sampled_from([0.5, 1.0, 4.0]),
+    ),
+)
+def test_losses_from_draws_and_their_gradients_are_those_of_the_plain_form(
+    rows: int, size: int, draws: int, bias: bool, terms: Terms
+) -> None:
+    hidden, projection, labels, _ = case(rows, bias=bias)
+    generator = torch.Generator().manual_seed(2)
+    # Of few tokens, so that some are drawn more than once, and labels among them.
+    tokens = torch.randint(5, (rows, draws), generator=generator)
+    labels %= 5
+    log_share = torch.randn(rows, generator=generator, dtype=torch.float64)
+    whole, chunked.ROWS = chunked.ROWS, size
+    try:
+        drawn = TeacherDraws(tokens, log_share)
+        loss = chunked_loss(hidden, projection, labels, terms, drawn)
+        with torch.no_grad():
+            alone = chunked_loss(hidden, projection, labels, terms, drawn)
+    finally:
+        chunked.ROWS = whole
+    logits, heat = projection(hidden), terms.temperature
+    logs = functional.log_softmax(logits / heat, dim=-1).gather(1, tokens).mean(1)
+    wanted = terms.next_token * functional.cross_entropy(logits, labels)
+    wanted = wanted + terms.kl * heat**2 * (log_share - logs).mean()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-10, abs=1e-12)
+    assert alone.item() == loss.item()
     inputs = (hidden, *projection.parameters())
     found = torch.autograd.grad(3 * loss, inputs)
     for one, other in zip(found, torch.autograd.grad(3 * wanted, inputs), strict=True):

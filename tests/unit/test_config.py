@@ -218,6 +218,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"arms.kd.objective": {"kl": 0}}, "arms.kd.objective.kl", "give it a weight"),
     ({"arms.kd.objective": {"hidden": 1}}, "arms.kd.objective.hidden", "fewer blocks"),
     (
+        {"arms.iskd.objective": {"kl": 1.0, "hidden": 0.1, "teacher_cache": "exact"}},
+        "arms.iskd.objective.teacher_cache",
+        "needs the teacher itself",
+    ),
+    (
+        {"arms.iskd.objective": {"teacher_cache": "sampled"}},
+        "arms.iskd.objective.teacher_cache",
+        "give kl a weight",
+    ),
+    (
         {"arms.x": {"method": "layer_drop", "objective": {"hidden": 1}}},
         "arms.x.objective.hidden",
         "fewer blocks",

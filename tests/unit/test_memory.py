@@ -82,6 +82,20 @@ def test_checkpointing_keeps_less_and_a_teacher_takes_more() -> None:
     assert with_teacher.teacher == plain.weights // 2 + 2 * logits + 4 * logits
 
 
+@pytest.mark.parametrize("vocabulary", [400, LARGE_VOCABULARY], ids=["plain", "chunked"])
+def test_a_recorded_teacher_takes_less(vocabulary: int) -> None:
+    config = GPT2Config(n_layer=3, n_embd=64, n_head=4, vocab_size=vocabulary, n_positions=128)
+    plan = partial(plan_memory, config, 8, 100, teacher=config, teacher_precision="bfloat16")
+    asked, exact = plan(), plan(teacher_cache="exact")
+    blocks = asked.weights - 4 * 64 * vocabulary  # and positions
+    # Hidden states are read either way where losses are worked out in chunks.
+    states = 0 if vocabulary == LARGE_VOCABULARY else 2 * 8 * 100 * 64
+    assert asked.teacher - exact.teacher == blocks // 2 - states
+    sampled = plan(teacher_cache="sampled").teacher
+    positions = 256 if vocabulary == LARGE_VOCABULARY else 800
+    assert sampled == 800 * (12 * 8 + 4) + 8 * positions * vocabulary
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 10**6), st.integers(1, 10**4), st.integers(0, 10**8))
 def test_the_largest_micro_batch_fits_and_the_next_does_not(

@@ -148,6 +148,11 @@ def moved(changes: dict[str, Any]) -> set[str]:
         # Without a divergence its temperature is nobody's concern, and without a fitted start the
         # number of sequences it would look at.
         ({"arms.iskd.objective": {"temperature": 2.0, "teacher_precision": "bfloat16"}}, set()),
+        ({"arms.kd.objective": {"next_token": 0.5, "kl": 0.5, "draws": 9}}, set()),
+        (
+            {"arms.kd.objective": {"next_token": 0.5, "kl": 0.5, "teacher_cache": "sampled"}},
+            {"kd"},
+        ),
         ({f"{TOY}.compact.calibration": 3}, set()),
         ({f"{TOY}.compact.initialisation": "zero_up"}, {"iskd"}),
         ({"arms.iskd.order": [1, 0]}, {"iskd", "l1", "kd"}),
@@ -177,6 +182,117 @@ def test_another_arm_or_seed_changes_no_job_that_was_there() -> None:
     before = parameters(plan())
     wider = parameters(of({"seeds": [3, 4], "arms.second_l1": {"method": "l1"}}))
     assert {path: wider[path] for path in before} == before
+
+
+SAMPLED = {"next_token": 0.5, "kl": 0.5, "temperature": 2.0, "teacher_cache": "sampled"}
+EXACT = {**SAMPLED, "teacher_cache": "exact"}
+
+
+def answers(study: StudyPlan, path: str) -> list[str]:
+    """Name the recorded answers that a model's training reads."""
+    return [one.place for one in study.recordings.read_by(ModelId.parse(path))]
+
+
+def test_only_who_asks_for_recorded_answers_reads_them_and_all_who_do_share_them() -> None:
+    study = of(
+        {
+            f"{TOY}.training.sequences": 40,
+            "arms.iskd.objective": SAMPLED,
+            "arms.again": {"method": "iskd", "objective": SAMPLED, "training": {"epochs": 4}},
+            "arms.exact": {"method": "iskd", "objective": EXACT},
+            "arms.l1": {"method": "l1", "reference": "iskd", "objective": SAMPLED},
+            "arms.kd": {"method": "kd", "reference": "iskd"},
+            "arms.teacher_tuned.reference": "iskd",
+        }
+    )
+    top = "record_teacher/toy/sampled_12_t2_float32_40/seed_3"
+    both = [f"{top}/step_01", f"{top}/step_02"]
+    assert answers(study, "toy/iskd/seed_3/step_01") == both[:1]
+    assert answers(study, "toy/iskd/seed_3/step_02") == both
+    assert answers(study, "toy/again/seed_3/step_02") == both
+    assert answers(study, "toy/l1/seed_3/step_02") == both
+    assert answers(study, "toy/exact/seed_3/step_01") == [
+        "record_teacher/toy/exact_float32_40/seed_3/step_01"
+    ]
+    assert answers(study, "toy/kd/seed_3/step_02") == []
+    assert answers(study, "toy/teacher_tuned/seed_3/step_02") == []
+    assert [one.place for one in study.recordings.before(both[1])] == both[:1]
+    assert study.recordings.parameters(both[1]) == {
+        "kind": "sampled",
+        "teacher_precision": "float32",
+        "temperature": 2.0,
+        "draws": 12,
+        "sequences": 40,
+        "validation": 0,
+    }
+
+
+def test_where_steps_take_the_whole_corpus_one_recording_serves_every_arm() -> None:
+    study = of(
+        {
+            "arms.iskd.objective": EXACT,
+            "arms.measured": {
+                "method": "iskd",
+                "objective": {**EXACT, "temperature": 1.0, "draws": 3},
+                "order": "measured",
+                "validation": 4,
+            },
+            "arms.l1": {"method": "l1", "reference": "measured", "objective": EXACT},
+            "arms.kd": {"method": "kd", "reference": "iskd"},
+            "arms.teacher_tuned.reference": "iskd",
+        }
+    )
+    only = ["record_teacher/toy/exact_float32_all/seed_3/step_01"]
+    for path in ("iskd/seed_3/step_01", "iskd/seed_3/step_02", "measured/seed_3/step_02"):
+        assert answers(study, f"toy/{path}") == only
+    assert answers(study, "toy/l1/seed_3/step_02") == only
+
+
+def test_what_is_set_aside_of_the_corpus_is_of_a_recordings_name() -> None:
+    study = of(
+        {
+            f"{TOY}.training.sequences": 40,
+            "arms.iskd": {
+                "method": "iskd",
+                "objective": SAMPLED,
+                "order": "measured",
+                "validation": 4,
+            },
+        }
+    )
+    assert answers(study, "toy/iskd/seed_3/step_01") == [
+        "record_teacher/toy/sampled_12_t2_float32_40_without_4/seed_3/step_01"
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {f"{TOY}.training": {"batch_size": 4, "sequences": 40, "epochs": 3, "clip": None}},
+        {"seeds": [3, 4]},
+        {f"{TOY}.order": [1, 2, 0], f"{TOY}.headline": 2},
+        {"arms.other": {"method": "iskd", "objective": {**SAMPLED, "kl": 0.9}}},
+        {"arms.iskd.objective": {**SAMPLED, "next_token": 0.1, "kl": 3.0}},
+        {"arms.iskd.warm_start": 0.3},
+    ],
+    ids=str,
+)
+def test_what_a_recording_does_not_depend_on_changes_none(changes: dict[str, Any]) -> None:
+    usual = {
+        f"{TOY}.training.sequences": 40,
+        "arms.iskd.objective": SAMPLED,
+        "arms.l1.reference": "iskd",
+        "arms.kd.reference": "iskd",
+        "arms.teacher_tuned.reference": "iskd",
+    }
+
+    def recordings(changed: dict[str, Any]) -> dict[str, Any]:
+        made = of(changed).recordings
+        return {place: made.parameters(place) for place in made._by_place}
+
+    before, after = recordings(usual), recordings({**usual, **changes})
+    assert before
+    assert before.items() <= after.items()
 
 
 @pytest.mark.parametrize("order", [[2, 0], "random", "measured"])

@@ -5,6 +5,7 @@ rule tune_teacher:
     """Tune a baseline on the tokens its reference was tuned on: the teacher itself, or one made of it."""
     input:
         unpack(baseline_inputs),
+        unpack(recorded_answers),
     output:
         checkpoint_output("tune_teacher"),
         manifest="<results>/tune_teacher/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",

@@ -196,6 +196,7 @@ wildcard_constraints:
     task="[a-z0-9][a-z0-9_-]*",
     text="[a-z0-9][a-z0-9_-]*",
     maker="[a-z0-9_]+",
+    answers="[a-z0-9][a-z0-9_.-]*",
     seed="[0-9]+",
     step="[0-9][0-9]+",
     model="[a-z0-9][a-z0-9_-]*/[a-z0-9][a-z0-9_-]*(/seed_[0-9]+/step_[0-9][0-9]+)?",

@@ -180,6 +180,29 @@ def baseline_inputs(wildcards):
     return model_inputs("teacher", teacher) | sequences_file(wildcards.teacher, "train")
 
 
+def recorded_answers(wildcards):
+    """Give the teacher's recorded answers that a model's training reads, if it reads any."""
+    read = PLAN.recordings.read_by(wildcard_model(wildcards))
+    return (
+        {"answers": [f"<results>/{one.place}/manifest.json" for one in read]}
+        if read
+        else {}
+    )
+
+
+def recording_place(wildcards):
+    """Give the place of the answers that a step adds to those before it."""
+    folder = f"{wildcards.teacher}/{wildcards.answers}/seed_{wildcards.seed}"
+    return f"record_teacher/{folder}/step_{wildcards.step}"
+
+
+def earlier_answers(wildcards):
+    """Give what the steps before have recorded, if there are any."""
+    before = PLAN.recordings.before(recording_place(wildcards))
+    manifests = [f"<results>/{one.place}/manifest.json" for one in before]
+    return {"earlier": manifests} if manifests else {}
+
+
 def evaluated_model(wildcards):
     """Give the model to evaluate."""
     return model_inputs("model", ModelId.parse(wildcards.model))

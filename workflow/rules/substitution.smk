@@ -51,6 +51,7 @@ rule substitute_block:
             )
         ),
         unpack(lambda wildcards: sequences_file(wildcards.teacher, "train")),
+        unpack(recorded_answers),
     output:
         checkpoint_output("substitute_block", "substitution.json"),
         manifest="<results>/substitute_block/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",
@@ -94,6 +95,7 @@ rule substitute_at_once:
     """Replace all blocks of a step at once, or stochastically, and fine-tune the whole model."""
     input:
         unpack(baseline_inputs),
+        unpack(recorded_answers),
     output:
         checkpoint_output("substitute_at_once", "substitution.json"),
         manifest="<results>/substitute_at_once/{teacher}/{arm}/seed_{seed}/step_{step}/manifest.json",

@@ -1,4 +1,4 @@
-# Teachers that are trained here, with a tokenizer of their own.
+# Teachers: those trained here, with a tokenizer of their own, and what any of them says.
 
 
 rule train_tokenizer:
@@ -79,3 +79,35 @@ rule import_model:
         code=code_fingerprint("import_model"),
     script:
         "../../scripts/import_model.py"
+
+
+rule record_teacher:
+    """Record what the teacher says about the sequences that a step adds, for all arms that ask for it."""
+    input:
+        unpack(baseline_inputs),
+        unpack(earlier_answers),
+    output:
+        answers="<results>/record_teacher/{teacher}/{answers}/seed_{seed}/step_{step}/answers.json",
+        manifest="<results>/record_teacher/{teacher}/{answers}/seed_{seed}/step_{step}/manifest.json",
+    log:
+        "<logs>/record_teacher/{teacher}/{answers}/seed_{seed}/step_{step}.log",
+    benchmark:
+        "<benchmarks>/record_teacher/{teacher}/{answers}/seed_{seed}/step_{step}.jsonl"
+    # The chain may wait for it.
+    priority: 20
+    conda:
+        "../../envs/iskd.yaml"
+    resources:
+        gpu=1,
+        mem_mb=evaluation_memory,
+        runtime=training_runtime,
+    params:
+        **params_of(
+            lambda wildcards: PLAN.recordings.parameters(recording_place(wildcards)),
+            *("kind", "teacher_precision", "temperature", "draws"),
+            *("sequences", "validation"),
+        ),
+        seed=lambda wildcards: int(wildcards.seed),
+        code=code_fingerprint("record_teacher"),
+    script:
+        "../../scripts/record_teacher.py"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from iskd.audit import answers
 from iskd.audit.export import is_exported
 from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import CRATE, LOCKS, SIGNATURE, Found, StudyFolder, weights_in
@@ -88,7 +89,7 @@ def made(folder: StudyFolder, plan: Mapping[str, Planned]) -> Iterator[Finding]:
         model, weights = _CONFIG in planned.files, weights_in(named)
         if model and not weights:
             yield Finding(f"{place}/{_CONFIG}", Code.WRONG_FILES, "there are no weights beside it")
-        beside = {*weights, MASTER} if model else set()
+        beside = {*weights, MASTER} if model else answers.beside(named, planned)
         for name in sorted(named.keys() - set(planned.files) - beside):
             if not model or Path(name).suffix not in _BESIDE_WEIGHTS:
                 yield Finding(f"{place}/{name}", Code.WRONG_FILES, "its rule makes no such file")

@@ -8,7 +8,7 @@ from typing import Literal
 
 import yaml
 
-from iskd.audit import checks, export, rederive, signature
+from iskd.audit import answers, checks, export, rederive, signature
 from iskd.audit.findings import Code, Finding
 from iskd.audit.folder import METRICS, StudyFolder, recorded_config
 from iskd.audit.hashing import Memory, digest_files
@@ -168,6 +168,7 @@ def _findings(
     yield from checks.presence(folder, plan)
     yield from checks.statements(folder, plan)
     yield from checks.made(folder, plan)
+    yield from answers.check(folder, plan)
     yield from checks.contents(folder, plan, digests)
     yield from checks.chain(folder)
     yield from checks.raw_chain(folder, lambda file: digests.get(file) or file_digest(file))

@@ -1,20 +1,20 @@
 """What baselines that replace no block end in: training on their reference's tokens."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from iskd.data.corpus import load_sequences, step_sequences
+from iskd.data.corpus import load_sequences, step_rows, without_validation
 from iskd.models.folder import load_model
 from iskd.runtime.job import Job
 from iskd.runtime.workdir import WorkFolder
 from iskd.settings import TuningSettings
 from iskd.training.loop import fine_tune
 from iskd.training.publishing import publish_model
-from iskd.training.steps import make_objective, without_validation
+from iskd.training.steps import make_objective
 
 
 def tune(
@@ -25,6 +25,7 @@ def tune(
     *,
     step: int,
     seed: int,
+    recorded: Sequence[Path] = (),
     compact: Collection[nn.Module] = (),
     work: WorkFolder | None = None,
 ) -> list[dict[str, Any]]:
@@ -37,6 +38,8 @@ def tune(
         settings: the parameters of the baseline.
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
+        recorded: what the teacher has said, where the objective asks for it: see
+            :func:`iskd.training.steps.make_objective`.
         compact: modules that get the high learning rate.
         work: where the states of the run are kept.
 
@@ -44,13 +47,14 @@ def tune(
         the training curve
     """
     corpus, _ = without_validation(corpus, settings.validation)
+    rows = step_rows(len(corpus), settings.training.sequences, seed=seed, first=1, last=step)
     return fine_tune(
         model,
-        step_sequences(corpus, settings.training.sequences, seed=seed, first=1, last=step),
+        corpus[rows],
         settings.training,
         seed=seed,
         compact=compact,
-        objective=make_objective(settings.objective, teacher),
+        objective=make_objective(settings.objective, teacher, recorded=recorded, rows=rows),
         work=work,
     )
 
@@ -70,6 +74,7 @@ def tune_and_publish(job: Job, model: PreTrainedModel, compact: Collection[nn.Mo
         TuningSettings.of(job.params),
         step=int(job.wildcards["step"]),
         seed=job.seed,
+        recorded=job.folders("answers"),
         compact=compact,
         work=job.work,
     )

@@ -41,6 +41,7 @@ class ArmRules(BlockRules):
     def _objective(self, key: str, objective: Objective, arm: Arm) -> None:
         if not objective.next_token + objective.kl + objective.hidden:
             self.fail(key, "every weight is 0, so nothing is learnt; raise one")
+        self._cache(f"{key}.teacher_cache", objective)
         if isinstance(arm, KdArm) and not objective.kl:
             self.fail(f"{key}.kl", "a student that is distilled needs it; give it a weight")
         if isinstance(arm, KdArm | LayerDropArm) and objective.hidden:
@@ -48,6 +49,22 @@ class ArmRules(BlockRules):
                 f"{key}.hidden",
                 f"method {arm.method} has fewer blocks than the teacher, whose states after each "
                 f"are compared; remove this key",
+            )
+
+    def _cache(self, key: str, objective: Objective) -> None:
+        if objective.teacher_cache == "none":
+            return
+        if objective.hidden:
+            self.fail(
+                key,
+                "the term hidden needs the teacher itself and nothing of it is recorded; remove "
+                "this key, or set hidden to 0",
+            )
+        if not objective.kl:
+            self.fail(
+                key,
+                "without the term kl the teacher says nothing that could be recorded; remove this "
+                "key, or give kl a weight",
             )
 
     def _reference_row(self, name: str, arm: HubArm) -> None:

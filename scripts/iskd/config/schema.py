@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from iskd.config.best import with_best
-from iskd.settings import ChangeKind, Initialisation
+from iskd.settings import CacheKind, ChangeKind, Initialisation
 
 # A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -305,6 +305,16 @@ class Objective(Section):
     teacher_precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="Number format of the teacher's weights while it is frozen.",
+    )
+    teacher_cache: CacheKind = Field(
+        "none",
+        description="none: the teacher runs beside the student in each step; exact: its last "
+        "hidden states are recorded once for all arms, steps and epochs; sampled: tokens drawn "
+        "from its distribution are, which are few, and the loss is right on average (arXiv "
+        "2503.16870). Not with hidden.",
+    )
+    draws: Annotated[int, Field(ge=1, le=1024)] = Field(
+        12, description="Tokens that sampled draws at each position, with replacement."
     )
 
 

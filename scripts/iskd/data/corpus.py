@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from iskd.errors import UserError
 
@@ -123,15 +123,70 @@ def mixed_sequences(parts: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor
     return taken[places.argsort(stable=True)]
 
 
-def step_sequences(
-    sequences: torch.Tensor, count: int | None, *, seed: int, first: int, last: int
-) -> torch.Tensor:
-    """Take the sequences that the steps ``first`` to ``last`` train on.
+def check_length(model: PreTrainedModel, sequences: torch.Tensor) -> None:
+    """Check that a model takes sequences as long as these, int (sequences, length).
+
+    Raises:
+        UserError: it does not.
+    """
+    if sequences.shape[1] > model.config.max_position_embeddings:
+        raise UserError(
+            f"the model takes {model.config.max_position_embeddings} positions, the sequences have "
+            f"{sequences.shape[1]}; lower corpus.block_length"
+        )
+
+
+def without_validation(
+    sequences: torch.Tensor, validation: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Part what is trained on from what a measured order is measured on.
+
+    The sequences that decide on the order are not trained on, nor are they by a baseline that
+    shall see the tokens of such an arm.
+
+    Args:
+        sequences: of the corpus, int (sequences, length).
+        validation: how many are set aside, from the end.
+
+    Raises:
+        UserError: nothing is left to train on.
+    """
+    if validation >= len(sequences):
+        raise UserError(
+            f"validation takes {validation} sequences, the corpus has {len(sequences)}; lower "
+            f"validation or give more text"
+        )
+    kept = len(sequences) - validation
+    return sequences[:kept], sequences[kept:]
+
+
+def step_rows(total: int, count: int | None, *, seed: int, first: int, last: int) -> torch.Tensor:
+    """Say which sequences the steps ``first`` to ``last`` train on.
 
     The corpus is brought into one order drawn from the seed, and every step takes the next
     ``count`` sequences of it, from the front again when all have been taken. So steps see fresh
     text as long as there is some, and a baseline that is matched with step k takes the steps 1 to
     k at once.
+
+    Args:
+        total: sequences of the corpus.
+        count: sequences per step; None for all of them.
+        seed: seed of the order.
+        first: first step, counted from 1.
+        last: last step.
+
+    Returns:
+        their places in the corpus, int64 (count * steps,)
+    """
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    share = count or total
+    return order[torch.arange((first - 1) * share, last * share) % total]
+
+
+def step_sequences(
+    sequences: torch.Tensor, count: int | None, *, seed: int, first: int, last: int
+) -> torch.Tensor:
+    """Take the sequences that the steps ``first`` to ``last`` train on: see :func:`step_rows`.
 
     Args:
         sequences: token sequences, int (sequences, length).
@@ -143,10 +198,7 @@ def step_sequences(
     Returns:
         int (count * steps, length)
     """
-    total = len(sequences)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    share = count or total
-    return sequences[order[torch.arange((first - 1) * share, last * share) % total]]
+    return sequences[step_rows(len(sequences), count, seed=seed, first=first, last=last)]
 
 
 def save_sequences(

@@ -7,9 +7,18 @@ parameters hold exactly what its result depends on: Snakemake reruns a job when 
 from iskd.config.schema import Study
 from iskd.plan.jobs import HELDOUT, StudyJobs
 from iskd.plan.models import ModelId, StudyModels
+from iskd.plan.recordings import StudyRecordings
 from iskd.plan.trainings import StudyTrainings
 
-__all__ = ["HELDOUT", "ModelId", "StudyJobs", "StudyModels", "StudyPlan", "StudyTrainings"]
+__all__ = [
+    "HELDOUT",
+    "ModelId",
+    "StudyJobs",
+    "StudyModels",
+    "StudyPlan",
+    "StudyRecordings",
+    "StudyTrainings",
+]
 
 
 class StudyPlan:
@@ -21,6 +30,7 @@ class StudyPlan:
     Attributes:
         models: which models there are, what makes them, where they lie.
         trainings: the parameters of the jobs that plan or train.
+        recordings: what of the teachers' answers is recorded, and who reads it.
         jobs: the parameters of all other jobs.
     """
 
@@ -28,4 +38,5 @@ class StudyPlan:
         self.study = study
         self.models = StudyModels(study)
         self.trainings = StudyTrainings(study, self.models)
+        self.recordings = StudyRecordings(self.models, self.trainings)
         self.jobs = StudyJobs(study, self.models)

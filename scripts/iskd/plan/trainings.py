@@ -7,6 +7,7 @@ from typing import Any, get_args
 from iskd.config.counts import block_count, step_count
 from iskd.config.schema import (
     FITTED,
+    BaselineArm,
     Compact,
     HubArm,
     IskdArm,
@@ -27,6 +28,7 @@ from iskd.settings import (
     Initialisation,
     LearningRates,
     ObjectiveSettings,
+    RecordingSettings,
     SizeRequest,
     StartSettings,
     TrainingSettings,
@@ -228,6 +230,26 @@ class StudyTrainings:
             params["selection"] = arm.model_dump(include={"match", "choose", "calibration"})
         return params
 
+    def recording(self, model: ModelId) -> RecordingSettings | None:
+        """Say what of the teacher's answers a model's training reads; None where it asks itself."""
+        arm = self.study.arms[model.arm]
+        objective = _objective(getattr(arm, "objective", None) or Objective())
+        if objective.teacher_cache == "none":
+            return None
+        # A baseline takes the sequences of its reference.
+        taught = self.models.reference(model) if isinstance(arm, BaselineArm) else model
+        sequences = self.training(taught.teacher, taught.arm).sequences
+        sampled = objective.teacher_cache == "sampled"
+        return RecordingSettings(
+            kind=objective.teacher_cache,
+            teacher_precision=objective.teacher_precision,
+            temperature=objective.temperature if sampled else None,
+            draws=objective.draws if sampled else None,
+            sequences=sequences,
+            # Where steps take the whole corpus, arms that set some of it aside share it too.
+            validation=0 if sequences is None else self._validation(taught),
+        )
+
     def pretraining(self, teacher: str) -> dict[str, Any]:
         """Parameters of ``pretrain_teacher``; its seed is a parameter of its own.
 
@@ -268,4 +290,6 @@ def _objective(objective: Objective) -> ObjectiveSettings:
     settings = ObjectiveSettings(**objective.model_dump())
     if not settings.kl:
         settings = replace(settings, temperature=1.0)
+    if settings.teacher_cache != "sampled":
+        settings = replace(settings, draws=ObjectiveSettings().draws)
     return settings if settings.needs_teacher else replace(settings, teacher_precision="float32")

@@ -16,6 +16,10 @@ from typing import IO, Any
 MAX_HEADER_BYTES = 100_000_000
 MASTER = "master.safetensors"
 """The float32 weights that the next step of a chain trains on, beside rounded published ones."""
+ANSWERS_ABOUT = "answers.json"
+"""What describes a teacher's recorded answers, beside them."""
+PROJECTION = "projection.safetensors"
+"""The teacher's output projection, where these are hidden states."""
 _CHUNK = 2**20
 
 
@@ -37,6 +41,16 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def weight_files(folder: Path) -> list[Path]:
     """List the files that hold a model's weights: one, or the shards of a larger model."""
     return sorted(folder.glob("model*.safetensors"))
+
+
+def answer_file(number: int) -> str:
+    """Name the file with a part of a teacher's recorded answers, from 1."""
+    return f"answers-{number:05d}.safetensors"
+
+
+def answer_files(folder: Path) -> list[Path]:
+    """List the files that hold a teacher's recorded answers, in their order."""
+    return sorted(folder.glob("answers-*.safetensors"))
 
 
 def dominant_dtype(paths: Iterable[Path]) -> str:

@@ -66,6 +66,12 @@ class Job:
         """Give the folder of the artifact whose manifest is the input ``name``."""
         return Path(self.inputs[name]).parent
 
+    def folders(self, name: str) -> list[Path]:
+        """Give the folders of the artifacts whose manifests are the input ``name``, if any are."""
+        given = self.inputs.get(name, [])
+        manifests = [given] if isinstance(given, str) else given
+        return [Path(manifest).parent for manifest in manifests]
+
 
 @contextmanager
 def run_rule(

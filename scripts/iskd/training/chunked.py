@@ -51,12 +51,34 @@ class TeacherHead:
         return given
 
 
+@dataclass(frozen=True)
+class TeacherDraws:
+    """What stands for a teacher's distribution: tokens drawn from it, with replacement.
+
+    With p what they are drawn from and q the student's, both at the temperature T of the loss,
+    T^2 mean(log p(token) - log q(token)) has T^2 KL(p || q) as its expectation, and its gradient
+    that one's (random sampling KD, arXiv 2503.16870). The most likely tokens alone have neither.
+
+    Attributes:
+        tokens: int64 (rows, draws).
+        log_share: mean of log p(token) over the draws, in nats, float32 (rows,). It does nothing
+            to the gradient. The entropy of p could stand in its place, with ten times the noise.
+    """
+
+    tokens: torch.Tensor
+    log_share: torch.Tensor
+
+
+Target = TeacherHead | TeacherDraws
+"""What KL compares with."""
+
+
 def chunked_loss(
     hidden: torch.Tensor,
     projection: nn.Module,
     labels: torch.Tensor,
     terms: Terms,
-    teacher: TeacherHead | None = None,
+    teacher: Target | None = None,
 ) -> torch.Tensor:
     """Give next_token * CE + kl * T^2 * KL(teacher_T || student_T), both means over rows, in nats.
 
@@ -85,7 +107,7 @@ class _ChunkedLoss(torch.autograd.Function):
         bias: torch.Tensor | None,
         labels: torch.Tensor,
         terms: Terms,
-        teacher: TeacherHead | None,
+        teacher: Target | None,
         learning: bool,
     ) -> torch.Tensor:
         exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
@@ -102,9 +124,14 @@ class _ChunkedLoss(torch.autograd.Function):
             given = functional.linear(part, used, None if bias is None else bias.to(used.dtype))
             logits = given.to(exact)
             gradient = torch.zeros_like(logits) if learning else None
-            if terms.next_token:
+            if isinstance(teacher, TeacherDraws):
+                drawn = TeacherDraws(teacher.tokens[rows], teacher.log_share[rows])
+                total += _from_draws(
+                    logits, labels[rows], drawn, terms, gradient=gradient, count=count
+                )
+            elif terms.next_token:
                 total += _cross_entropy(logits, labels[rows], gradient, terms.next_token / count)
-            if terms.kl and teacher is not None:
+            if terms.kl and isinstance(teacher, TeacherHead):
                 target = teacher.logits(rows).to(exact)
                 total += _divergence(logits, target, gradient, terms, count)
             if gradient is None:
@@ -163,3 +190,61 @@ def _divergence(
         # d T^2 KL / d logits = T (own - wanted).
         gradient += own.exp_().sub_(wanted.exp_()).mul_(weight * heat)
     return weight * heat**2 * value
+
+
+def _from_draws(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    drawn: TeacherDraws,
+    terms: Terms,
+    *,
+    gradient: torch.Tensor | None,
+    count: int,
+) -> torch.Tensor:
+    """Give a chunk's weighted sum of both terms, and write its gradient into ``gradient``.
+
+    The label and the draws are tokens whose probability shall rise, each by its weight. At
+    temperature 1 both terms have the same softmax, which is most of the work, so it is made once.
+    """
+    heat, weight = terms.temperature, terms.kl / count
+    sought = [(drawn.tokens, weight / drawn.tokens.shape[1])]
+    label = [(labels[:, None], terms.next_token / count)]
+    total = weight * heat**2 * drawn.log_share.to(logits.dtype).sum()
+    if heat == 1 or not terms.next_token:
+        return total + _rising(logits, sought + label * bool(terms.next_token), gradient, heat)
+    total = total + _rising(logits, label, gradient)
+    extra = None if gradient is None else torch.empty_like(gradient)
+    total = total + _rising(logits, sought, extra, heat)
+    if gradient is not None and extra is not None:
+        gradient += extra
+    return total
+
+
+def _rising(
+    logits: torch.Tensor,
+    sought: list[tuple[torch.Tensor, float]],
+    gradient: torch.Tensor | None,
+    heat: float = 1.0,
+) -> torch.Tensor:
+    """Give T^2 times the weighted sum of -log p_T(token), and write its gradient.
+
+    Args:
+        logits: of a chunk, (rows, vocabulary).
+        sought: tokens, int64 (rows, any number), and what each of them weighs.
+        gradient: is overwritten, where it is wanted.
+        heat: the temperature T.
+    """
+    logs = functional.log_softmax(logits / heat if heat != 1 else logits, dim=-1)
+    total = torch.zeros((), device=logits.device, dtype=logits.dtype)
+    for tokens, weight in sought:
+        total -= weight * heat**2 * logs.gather(1, tokens).sum()
+    if gradient is None:
+        return total
+    torch.exp(logs, out=gradient)
+    gradient *= heat * sum(tokens.shape[1] * weight for tokens, weight in sought)
+    for tokens, weight in sought:
+        # A token may be drawn more than once: all that one call adds is alike, so that a GPU may
+        # add in any order.
+        less = torch.full_like(tokens, -heat * weight, dtype=gradient.dtype)
+        gradient.scatter_add_(1, tokens, less)
+    return total

@@ -8,6 +8,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
+def count_forward(run: Callable[[], object]) -> int:
+    """Count the FLOPs of a pass that leaves no trace, as :func:`count_flops` does.
+
+    Args:
+        run: the pass; called once, and draws no random numbers.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
 def count_flops(run: Callable[[], torch.Tensor], parameters: Iterable[nn.Parameter]) -> int:
     """Count the FLOPs of one forward and backward pass that leaves no trace.
 

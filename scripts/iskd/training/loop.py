@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
+from iskd.data.corpus import check_length
 from iskd.errors import UserError
 from iskd.runtime.distributed import check_alike, world
 from iskd.runtime.signals import Interrupted, StopRequest
@@ -35,19 +36,6 @@ def make_deterministic(seed: int) -> None:
     # That would also fill all memory before it is written: it finds reads of what nobody wrote,
     # changes no result where there are none, and takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def check_length(model: PreTrainedModel, sequences: torch.Tensor) -> None:
-    """Check that a model takes sequences as long as these, int (sequences, length).
-
-    Raises:
-        UserError: it does not.
-    """
-    if sequences.shape[1] > model.config.max_position_embeddings:
-        raise UserError(
-            f"the model takes {model.config.max_position_embeddings} positions, the sequences have "
-            f"{sequences.shape[1]}; lower corpus.block_length"
-        )
 
 
 def fine_tune(
@@ -247,7 +235,7 @@ def _flops_of_a_sequence(module: nn.Module, sequences: torch.Tensor, objective: 
     checkpointing = whole is not None and whole.is_activation_checkpointing
     module.train()
     device = next(module.parameters()).device
-    batch = {"input_ids": sequences[:1].long().to(device)}
+    batch = {"input_ids": sequences[:1].long().to(device), "index": torch.zeros(1).long()}
     if whole is not None and checkpointing:
         whole.activation_checkpointing_disable()
     try:

@@ -20,10 +20,13 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from iskd.errors import UserError
 from iskd.models.families import family_of
 from iskd.models.folder import load_config
+from iskd.settings import CacheKind, ObjectiveSettings
 from iskd.training.chunked import ROWS
 from iskd.training.objectives import in_chunks, next_token_loss
 
 _FLOAT32 = 4
+# Tokens are looked up as int64.
+_DRAWN = 8
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ class MemoryPlan:
             again where there is checkpointing. Where losses are worked out in chunks, instead of
             the logits one chunk of them, and the gradients that are ready before the backward
             pass.
-        teacher: a frozen teacher's weights, and its logits or last hidden states; 0 without one.
+        teacher: a frozen teacher's weights, and its logits or last hidden states; of one whose
+            answers are recorded, its output projection and those of a batch, or what was drawn;
+            0 without one.
     """
 
     weights: int
@@ -62,6 +67,7 @@ def plan_memory(
     checkpointing: bool = False,
     teacher: PreTrainedConfig | None = None,
     teacher_precision: str = "float32",
+    teacher_cache: CacheKind = "none",
 ) -> MemoryPlan:
     """Work out the memory of a training step; nothing is allocated.
 
@@ -73,6 +79,7 @@ def plan_memory(
         checkpointing: keep each block's input only.
         teacher: config of a teacher whose distribution is learnt from (the term ``kl``).
         teacher_precision: the data type that it answers in.
+        teacher_cache: whether it is asked, or what was recorded.
     """
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -85,19 +92,12 @@ def plan_memory(
         rows, own = sequences * length, 2 if precision == "bfloat16" else _FLOAT32
         chunks = in_chunks(model)
         kept += _of_chunks(model, rows, own) if chunks else _FLOAT32 * rows * config.vocab_size
-        teacher_bytes = 0
+        theirs = 0
         if teacher is not None:
             size = getattr(torch, teacher_precision).itemsize
-            with torch.device("meta"):
-                other = AutoModelForCausalLM.from_config(teacher)
-            teacher_bytes = size * sum(p.numel() for p in other.parameters())
-            if chunks:
-                chunk = min(rows, ROWS) * teacher.vocab_size
-                teacher_bytes += size * (rows * teacher.hidden_size + chunk) + 2 * _FLOAT32 * chunk
-            else:
-                # Its logits, and the gradient that the divergence leaves in the student's type.
-                teacher_bytes += (size + own) * rows * teacher.vocab_size
-    return MemoryPlan(weights, weights, 2 * weights, kept, teacher_bytes)
+            theirs = _of_teacher(teacher, rows, size, teacher_cache)
+            theirs += _of_answer(teacher, rows, size, own, teacher_cache, chunks=chunks)
+    return MemoryPlan(weights, weights, 2 * weights, kept, theirs)
 
 
 def _of_chunks(model: PreTrainedModel, rows: int, own: int) -> int:
@@ -120,6 +120,48 @@ def _of_chunks(model: PreTrainedModel, rows: int, own: int) -> int:
         + copied
         + 4 * _FLOAT32 * chunk
     )
+
+
+def _of_teacher(config: PreTrainedConfig, rows: int, size: int, cache: CacheKind) -> int:
+    """Count a teacher's weights, as far as they are needed, or what was drawn in their place.
+
+    Args:
+        config: the teacher's.
+        rows: positions of a batch.
+        size: bytes of one of its numbers.
+        cache: what is recorded.
+    """
+    if cache == "sampled":
+        return rows * (_DRAWN * ObjectiveSettings().draws + _FLOAT32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    part = model.get_output_embeddings() if cache == "exact" else model
+    return size * sum(int(p.numel()) for p in part.parameters())
+
+
+def _of_answer(
+    config: PreTrainedConfig, rows: int, size: int, own: int, cache: CacheKind, *, chunks: bool
+) -> int:
+    """Count what is worked out from a teacher's answer.
+
+    Args:
+        config: the teacher's.
+        rows: positions of a batch.
+        size: bytes of one of its numbers.
+        own: bytes of one of the student's logits.
+        cache: what is recorded.
+        chunks: whether the loss is worked out in chunks.
+    """
+    entries = int(config.vocab_size)
+    states = size * rows * int(config.hidden_size) if chunks or cache == "exact" else 0
+    chunk = (min(rows, ROWS) if chunks else rows) * entries
+    if cache == "sampled":
+        # Softened logits and their logarithms, in float32.
+        return 2 * _FLOAT32 * chunk
+    if chunks:
+        return states + size * chunk + 2 * _FLOAT32 * chunk
+    # Its logits, and the gradient that the divergence leaves in the student's type.
+    return states + (size + own) * chunk
 
 
 def largest_micro_batch(plan: Callable[[int], MemoryPlan], room: int) -> int:
@@ -163,7 +205,14 @@ def _kept(model: PreTrainedModel, sequences: int, length: int, precision: str) -
     return sum(size for size, _ in sizes.values())
 
 
-def memory_table(model: Path, length: int, cards: Sequence[float], *, kl: bool) -> str:
+def memory_table(
+    model: Path,
+    length: int,
+    cards: Sequence[float],
+    *,
+    kl: bool,
+    teacher_cache: CacheKind = "none",
+) -> str:
     """Write a Markdown table: what a training takes, and the micro_batch that fits on each card.
 
     Args:
@@ -171,6 +220,7 @@ def memory_table(model: Path, length: int, cards: Sequence[float], *, kl: bool) 
         length: tokens per sequence.
         cards: their sizes in GB (10^9 bytes); a tenth of each is left to the libraries.
         kl: the loss has a term of a teacher of the model's own shape, in bfloat16.
+        teacher_cache: whether that is asked, or what was recorded.
 
     Raises:
         UserError: there is no config, it is of no family that is known, or ``length`` is too long.
@@ -194,6 +244,7 @@ def memory_table(model: Path, length: int, cards: Sequence[float], *, kl: bool) 
                     checkpointing=checkpointing,
                     teacher=config if kl else None,
                     teacher_precision="bfloat16",
+                    teacher_cache=teacher_cache,
                 )
             )
             one = plan(1)

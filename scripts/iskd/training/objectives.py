@@ -16,7 +16,15 @@ from iskd.models import family_of
 from iskd.models.activations import first_tensor
 from iskd.runtime.distributed import batch_mean
 from iskd.settings import ObjectiveSettings
-from iskd.training.chunked import LARGE_VOCABULARY, TeacherHead, Terms, chunked_loss
+from iskd.training.chunked import (
+    LARGE_VOCABULARY,
+    Target,
+    TeacherDraws,
+    TeacherHead,
+    Terms,
+    chunked_loss,
+)
+from iskd.training.teacher_cache import TeacherCache
 
 Objective = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 """Give the loss of what is trained, a model or a part of one, on a batch."""
@@ -56,7 +64,7 @@ def _chunked(
     hidden: torch.Tensor,
     ids: torch.Tensor,
     terms: Terms,
-    teacher: TeacherHead | None,
+    teacher: Target | None,
 ) -> torch.Tensor:
     rows = hidden[:, :-1].flatten(0, 1)
     projection = model.get_output_embeddings()
@@ -81,12 +89,14 @@ class Mixture:
     the teacher's. A term of weight 0 is not computed.
 
     The teacher becomes frozen and free of dropout, answers in its own data type, and follows the
-    batch to its device.
+    batch to its device. For ``kl`` what it was recorded to say can take its place; KL is then as
+    exact as that.
 
     Args:
         settings: the weights of the terms (0 or more), and the temperature of KL (above 0).
         teacher: needed by ``kl`` and ``hidden``; of the student's vocabulary and, for
             ``hidden``, of its number of blocks and width.
+        cache: recorded answers, in place of the teacher.
         mask: hand the student an attention mask of ones, as the published code does. It changes
             nothing in a model that treats masks rightly.
 
@@ -99,16 +109,23 @@ class Mixture:
         settings: ObjectiveSettings,
         teacher: PreTrainedModel | None = None,
         *,
+        cache: TeacherCache | None = None,
         mask: bool = False,
     ) -> None:
         _check(settings)
-        if teacher is None and settings.needs_teacher:
+        if cache is not None and settings.hidden:
+            raise UserError(
+                "the objective's term hidden needs the teacher itself: set it to 0, or "
+                "teacher_cache to none"
+            )
+        if teacher is None and cache is None and settings.needs_teacher:
             raise UserError(
                 "the objective's terms kl and hidden compare with a teacher, and there is none: "
                 "set both to 0 or name a teacher"
             )
         self.settings = settings
         self.teacher = teacher
+        self.cache = cache
         self.mask = mask
         if teacher is not None:
             teacher.eval().requires_grad_(requires_grad=False)
@@ -116,7 +133,8 @@ class Mixture:
     def __call__(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Give the mixed loss for ``input_ids`` of shape (sequences, positions).
 
-        ``counted`` in the batch says how many of them count, where not all do.
+        ``counted`` in the batch says how many of them count, where not all do, and ``index``, of
+        shape (sequences,), which ones of the training they are, where answers are recorded.
 
         Raises:
             UserError: the student's shape does not allow a term.
@@ -124,6 +142,7 @@ class Mixture:
         ids, settings = batch["input_ids"], self.settings
         chunks = in_chunks(model) and not self.mask
         answer, wanted = self._ask_teacher(model, ids, chunks=chunks)
+        target = self._recorded(batch) if self.cache else self._head(answer) if chunks else None
         found: list[torch.Tensor] = []
         with _outputs(_blocks(_unwrapped(model)) if settings.hidden else [], found):
             if chunks:
@@ -134,10 +153,17 @@ class Mixture:
         terms: list[torch.Tensor] = []
         if chunks and (settings.next_token or settings.kl):
             weights = Terms(settings.next_token, settings.kl, settings.temperature)
-            terms.append(_chunked(model, given, ids, weights, self._head(answer)))
+            terms.append(_chunked(model, given, ids, weights, target))
         elif settings.next_token:
             terms.append(settings.next_token * _cross_entropy(given, ids))
-        if not chunks and answer is not None:
+        if not chunks and isinstance(target, TeacherDraws):
+            terms.append(settings.kl * _drawn_divergence(given, target, settings.temperature))
+        elif not chunks and settings.kl:
+            if isinstance(target, TeacherHead):
+                answer = target.logits(slice(None)).unflatten(0, (len(ids), -1))
+            elif answer is not None:
+                answer = answer[:, :-1]
+            assert answer is not None  # noqa: S101 - there is a teacher, or what it has said
             terms.append(settings.kl * _divergence(given, answer, settings.temperature))
         if settings.hidden:
             # One of several processes may hold a sequence that is not its own: see trainer.py.
@@ -151,6 +177,10 @@ class Mixture:
             return None
         return TeacherHead(answer[:, :-1].flatten(0, 1), self.teacher.get_output_embeddings())
 
+    def _recorded(self, batch: dict[str, torch.Tensor]) -> Target:
+        assert self.cache is not None  # noqa: S101 - asked for only then
+        return self.cache.target(batch["index"], batch["input_ids"].device)
+
     def _ask_teacher(
         self, model: PreTrainedModel, ids: torch.Tensor, *, chunks: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
@@ -160,6 +190,8 @@ class Mixture:
         """
         teacher, settings = self.teacher, self.settings
         wanted: list[torch.Tensor] = []
+        if self.cache is not None:
+            _check_vocabulary(_unwrapped(model).config.vocab_size, self.cache.vocabulary)
         if teacher is None or not settings.needs_teacher:
             return None, wanted
         if settings.hidden:
@@ -236,13 +268,25 @@ def _gap(own: torch.Tensor, other: torch.Tensor, counted: int) -> torch.Tensor:
 def _divergence(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
     """Give T^2 KL(target_T || logits_T), the mean over all positions but each sequence's last.
 
-    Both have the shape (sequences, positions, vocabulary).
+    Args:
+        logits: (sequences, positions, vocabulary).
+        target: (sequences, positions - 1, vocabulary).
+        temperature: T.
     """
     _check_vocabulary(logits.shape[-1], target.shape[-1])
     value: torch.Tensor = _SoftenedDivergence.apply(  # type: ignore[no-untyped-call]
         logits, target, temperature
     )
     return value
+
+
+def _drawn_divergence(
+    logits: torch.Tensor, drawn: TeacherDraws, temperature: float
+) -> torch.Tensor:
+    """Give the same from draws, as :class:`~iskd.training.chunked.TeacherDraws` says."""
+    rows = logits[:, :-1].flatten(0, 1).float()
+    logs = functional.log_softmax(rows / temperature, dim=-1).gather(1, drawn.tokens)
+    return temperature**2 * (drawn.log_share - logs.mean(-1)).mean()
 
 
 def _check_vocabulary(own: int, other: int) -> None:
@@ -271,7 +315,7 @@ class _SoftenedDivergence(torch.autograd.Function):
         total = torch.zeros((), device=logits.device)
         for row in range(sequences):
             own = functional.log_softmax(logits[row, :-1].float() / temperature, dim=-1)
-            wanted = functional.log_softmax(target[row, :-1].float() / temperature, dim=-1)
+            wanted = functional.log_softmax(target[row].float() / temperature, dim=-1)
             total += functional.kl_div(own, wanted, reduction="sum", log_target=True)
             # d KL / d logits = (own - wanted) / T, so one factor T of the two is left.
             gradient[row, :-1] = own.exp_().sub_(wanted.exp_()).mul_(temperature / count)

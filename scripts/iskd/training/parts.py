@@ -1,13 +1,14 @@
 """One step of recipe ``parts``: measured changes up to the step's budget, then fine-tuning."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from iskd.data.corpus import step_sequences
+from iskd.data.corpus import step_rows, without_validation
 from iskd.models.modeling.iskd_blocks import NarrowSizes
 from iskd.models.substitution import settle_blocks
 from iskd.provenance.machine import bits_depend_on
@@ -16,7 +17,7 @@ from iskd.runtime.workdir import WorkFolder
 from iskd.settings import ChangeKind, StepSettings
 from iskd.training.choice import Chooser, Texts
 from iskd.training.loop import fine_tune
-from iskd.training.steps import Outcome, make_objective, without_validation
+from iskd.training.steps import Outcome, make_objective
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def substitute_parts(
     known: Mapping[str, float],
     step: int,
     seed: int,
+    recorded: Sequence[Path] = (),
     work: WorkFolder | None = None,
 ) -> Outcome:
     """Make the changes that cost least, up to a budget, and fine-tune the whole model.
@@ -60,6 +62,8 @@ def substitute_parts(
         known: the scores of the step before, by change.
         step: number of the step, from 1.
         seed: seed of the run; each step draws numbers of its own.
+        recorded: what the teacher has said, where the objective asks for it: see
+            :func:`make_objective`.
         work: where the choice and the states of the fine-tuning are kept.
 
     Returns:
@@ -73,7 +77,8 @@ def substitute_parts(
     own_seed = seed * 1000 + step
     training = settings.training
     corpus, validation = without_validation(corpus, settings.validation)
-    sequences = step_sequences(corpus, training.sequences, seed=seed, first=step, last=step)
+    rows = step_rows(len(corpus), training.sequences, seed=seed, first=step, last=step)
+    sequences = corpus[rows]
     texts = Texts(
         sequences[: settings.start.calibration],
         validation,
@@ -104,7 +109,7 @@ def substitute_parts(
         training,
         seed=own_seed,
         compact=list(blocks.values()),
-        objective=make_objective(settings.objective, teacher),
+        objective=make_objective(settings.objective, teacher, recorded=recorded, rows=rows),
         work=work,
     )
     first = facts["changes"][0]["block"] if facts["changes"] else None

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from iskd.data.corpus import step_sequences
+from iskd.data.corpus import step_rows, without_validation
 from iskd.errors import UserError
 from iskd.models.activations import BlockCall, all_calls
 from iskd.models.families import family_of
@@ -27,6 +28,7 @@ from iskd.training.loop import fine_tune
 from iskd.training.objectives import Mixture, Objective
 from iskd.training.optimizer import parameter_groups, published_groups
 from iskd.training.order import cheapest_block
+from iskd.training.teacher_cache import TeacherCache
 from iskd.training.theseus import StochasticBlocks
 from iskd.training.warm_start import warm_start
 
@@ -41,45 +43,30 @@ class Outcome:
 
 
 def make_objective(
-    settings: ObjectiveSettings, teacher: Callable[[], PreTrainedModel], *, mask: bool = False
+    settings: ObjectiveSettings,
+    teacher: Callable[[], PreTrainedModel],
+    *,
+    recorded: Sequence[Path] = (),
+    rows: torch.Tensor | None = None,
+    mask: bool = False,
 ) -> Objective:
     """Make the loss that an arm's section ``objective`` asks for.
 
     Args:
         settings: the section.
         teacher: gives the teacher; called only where a term needs it.
+        recorded: the artifacts of ``record_teacher``, where the section asks for a cache.
+        rows: which sequences of the corpus are trained on, int64 (sequences,).
         mask: hand the model a mask of ones, as the published code does.
     """
     if not settings.needs_teacher:
         return Mixture(settings, mask=mask)
+    if settings.recorded and rows is not None:
+        return Mixture(settings, cache=TeacherCache(recorded, rows), mask=mask)
     frozen = teacher()
     if settings.teacher_precision != "float32":
         frozen.to(getattr(torch, settings.teacher_precision))
     return Mixture(settings, frozen, mask=mask)
-
-
-def without_validation(
-    sequences: torch.Tensor, validation: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Part what is trained on from what a measured order is measured on.
-
-    The sequences that decide on the order are not trained on, nor are they by a baseline that
-    shall see the tokens of such an arm.
-
-    Args:
-        sequences: of the corpus, int (sequences, length).
-        validation: how many are set aside, from the end.
-
-    Raises:
-        UserError: nothing is left to train on.
-    """
-    if validation >= len(sequences):
-        raise UserError(
-            f"validation takes {validation} sequences, the corpus has {len(sequences)}; lower "
-            f"validation or give more text"
-        )
-    kept = len(sequences) - validation
-    return sequences[:kept], sequences[kept:]
 
 
 def substitute_block(
@@ -91,6 +78,7 @@ def substitute_block(
     *,
     step: int,
     seed: int,
+    recorded: Sequence[Path] = (),
     work: WorkFolder | None = None,
 ) -> Outcome:
     """Replace one block and fine-tune the whole model: one step of ISKD.
@@ -103,13 +91,16 @@ def substitute_block(
         settings: the parameters of the step.
         step: number of the step, from 1.
         seed: seed of the run; each step draws numbers of its own.
+        recorded: what the teacher has said, where the objective asks for it: see
+            :func:`make_objective`.
         work: where the states of the fine-tuning are kept.
     """
     own_seed = seed * 1000 + step
     facts: dict[str, Any] = {}
     training = settings.training
     corpus, validation = without_validation(corpus, settings.validation)
-    sequences = step_sequences(corpus, training.sequences, seed=seed, first=step, last=step)
+    rows = step_rows(len(corpus), training.sequences, seed=seed, first=step, last=step)
+    sequences = corpus[rows]
     index = settings.block
     if index is None:
         index, facts = cheapest_block(
@@ -136,7 +127,13 @@ def substitute_block(
         training,
         seed=own_seed,
         compact=[block],
-        objective=make_objective(settings.objective, teacher, mask=settings.as_published),
+        objective=make_objective(
+            settings.objective,
+            teacher,
+            recorded=recorded,
+            rows=rows[len(head) :],
+            mask=settings.as_published,
+        ),
         grouping=published_groups if settings.as_published else parameter_groups,
         work=work,
     )
@@ -152,6 +149,7 @@ def substitute_at_once(
     *,
     step: int,
     seed: int,
+    recorded: Sequence[Path] = (),
     work: WorkFolder | None = None,
 ) -> Outcome:
     """Replace all blocks at once, then fine-tune on the tokens of as many steps.
@@ -166,11 +164,13 @@ def substitute_at_once(
         settings: the parameters of the job.
         step: the reference's step whose tokens are matched.
         seed: seed of the run.
+        recorded: as in :func:`substitute_block`.
         work: where the states of the fine-tuning are kept.
     """
     training, indices = settings.training, settings.blocks
     corpus, _ = without_validation(corpus, settings.validation)
-    sequences = step_sequences(corpus, training.sequences, seed=seed, first=1, last=step)
+    rows = step_rows(len(corpus), training.sequences, seed=seed, first=1, last=step)
+    sequences = corpus[rows]
     whole = teacher()
     calls = _calls(teacher, indices, sequences, settings)
     model, compact = replace_blocks(
@@ -186,7 +186,9 @@ def substitute_at_once(
                     compact[index], teacher(), index, part, training, seed=seed + index, work=work
                 )
             )
-    objective = make_objective(settings.objective, teacher)
+    objective = make_objective(
+        settings.objective, teacher, recorded=recorded, rows=rows[len(head) :]
+    )
     with ExitStack() as stack:
         on_update = None
         if settings.first is not None and settings.curriculum is not None:

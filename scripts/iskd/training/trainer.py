@@ -25,7 +25,8 @@ class TokenSequences(Dataset[dict[str, torch.Tensor]]):
         return len(self.sequences)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self.sequences[index].long()}
+        # Its place among these is what an objective finds the recorded answers by.
+        return {"input_ids": self.sequences[index].long(), "index": torch.tensor(index)}
 
 
 class _Shares(BatchSampler):
@@ -110,16 +111,19 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc] # the library is not type
         """
         del num_items_in_batch
         model.train()
-        ids = self._prepare_inputs(inputs)["input_ids"]
+        batch = self._prepare_inputs(inputs)
+        ids = batch["input_ids"]
         counted, weight = self._part()
-        parts = ids.split(self.micro_batch or len(ids))
+        at_once = self.micro_batch or len(ids)
+        parts = ids.split(at_once)
+        places = batch["index"].split(at_once)
         total = torch.zeros((), device=ids.device)
-        for number, part in enumerate(parts, 1):
+        for number, (part, index) in enumerate(zip(parts, places, strict=True), 1):
             # Processes exchange their gradients once per batch.
             waits = number < len(parts) and world().size > 1
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 with self.accelerator.autocast():
-                    loss = self.objective(model, {"input_ids": part, **counted})
+                    loss = self.objective(model, {"input_ids": part, "index": index, **counted})
                 loss = loss * (weight * len(part) / len(ids))
                 self.accelerator.backward(loss)
             total += loss.detach()

@@ -10,13 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from iskd.data.corpus import check_length
 from iskd.errors import UserError
 from iskd.models import family_of
 from iskd.models.activations import BlockCall, block_calls, first_tensor
 from iskd.runtime.distributed import batch_mean
 from iskd.runtime.workdir import WorkFolder
 from iskd.settings import LearningRates, TrainingSettings
-from iskd.training.loop import check_length, train
+from iskd.training.loop import train
 
 # Share of the updates in which the learning rate rises; then it falls along half a cosine to 0.
 WARM_UP = 0.05
