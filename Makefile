@@ -10,7 +10,10 @@ LONG := tests/workflow/test_contributing.py tests/workflow/test_module.py
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo real test test-study test-audit test-slurm test-chaos test-gpu bench lint lock docs clean
+# More options of `make bench-gpu`, such as --out FILE.
+BENCH_GPU ?=
+
+.PHONY: demo real test test-study test-audit test-slurm test-chaos test-gpu bench bench-gpu lint lock docs clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -36,6 +39,10 @@ test-slurm: $(STAMP)  ## a part of the embedded study on a real SLURM of two nod
 
 test-gpu: $(STAMP)  ## what only a GPU can show: bits, memory, autocast, fused and compiled steps
 	$(BIN)/pytest tests/gpu
+
+bench-gpu: $(STAMP)  ## on a machine with a GPU, in 8 minutes: tokens per second beside a bare loop, as a table; then tests/gpu
+	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_GPU)
+	timeout 150 $(BIN)/pytest tests/gpu
 
 bench: $(STAMP)  ## evaluation, training, compressed models and the workflow itself, each against something else: under half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.evaluation

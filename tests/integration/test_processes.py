@@ -108,7 +108,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> MakeFolder:
 @slow
 @pytest.mark.parametrize(("processes", "parallel"), [(2, "ddp"), (3, "ddp"), (2, "fsdp")])
 def test_several_learn_what_one_would(processes: int, parallel: str, tmp_path: Path) -> None:
-    cases = [case for case in together.CASES if parallel == "ddp" or case != "theseus"]
+    refused = () if parallel == "ddp" else together.NOT_SPLIT
+    cases = [case for case in together.CASES if case not in refused]
     run(tmp_path, processes, parallel, cases=cases)
     for case in cases:
         weights, history = result(tmp_path, case)

@@ -12,7 +12,7 @@ from iskd.models.families import family_of
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.runtime.workdir import WorkFolder
 from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
-from iskd.training import loop
+from iskd.training import compiling, loop
 from iskd.training.objectives import Mixture, Objective, next_token_loss
 from iskd.training.optimizer import published_groups
 from iskd.training.theseus import StochasticBlocks
@@ -116,6 +116,18 @@ def in_parts() -> Result:
     return model.state_dict(), history
 
 
+def compiled() -> Result:
+    """Blocks run compiled inside of the model that is wrapped; the backend is the quick one."""
+    compiling.BACKEND = "aot_eager"
+    model, block = replace_block(small(blocks=3), 1, SIZES, "paper", seed=1)
+    settings = replace(SETTINGS, micro_batch=2, compile=True)
+    history = loop.fine_tune(model, sequences(), settings, seed=5, compact=[block])
+    return model.state_dict(), history
+
+
+NOT_SPLIT = ("theseus", "compiled")
+"""What ``fsdp`` refuses."""
+
 CASES: dict[str, Callable[[], Result]] = {
     "plain": plain,
     "in_parts": in_parts,
@@ -123,4 +135,5 @@ CASES: dict[str, Callable[[], Result]] = {
     "as_published": as_published,
     "theseus": theseus,
     "half_precision": half_precision,
+    "compiled": compiled,
 }

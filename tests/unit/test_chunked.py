@@ -167,3 +167,69 @@ def test_no_tensor_has_all_rows_and_the_whole_vocabulary(monkeypatch: pytest.Mon
     with Watch():
         chunked_loss(hidden, projection, labels, Terms(0.5, 0.5, 1.0), teacher).backward()
     assert max(sizes) < 40 * VOCABULARY
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    multiple=st.sampled_from([2, 8, 37, 64]),
+    bias=st.booleans(),
+    kl=st.sampled_from([0.0, 0.5]),
+)
+def test_a_padded_vocabulary_changes_neither_loss_nor_gradients(
+    rows: int, multiple: int, bias: bool, kl: float
+) -> None:
+    hidden, projection, labels, teacher = case(rows, bias=bias)
+    inputs, terms = (hidden, *projection.parameters()), Terms(0.5, kl, 2.0)
+    given = [
+        chunked_loss(hidden, projection, labels, terms, teacher, multiple=size)
+        for size in (1, multiple)
+    ]
+    assert given[1].item() == pytest.approx(given[0].item(), rel=1e-14)
+    plain_, padded = (torch.autograd.grad(3 * loss, inputs) for loss in given)
+    for one, other, parameter in zip(plain_, padded, inputs, strict=True):
+        assert other.shape == parameter.shape
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-15)
+
+
+def test_a_padded_vocabulary_changes_nothing_where_half_of_the_bits_are_computed_in() -> None:
+    found = []
+    for multiple in (1, 64):
+        hidden, projection, labels, teacher = case(300, bias=True)
+        mine, head = hidden.detach().float().requires_grad_(), projection.float()
+        coarse = TeacherHead(teacher.hidden.bfloat16(), teacher.projection.bfloat16())
+        assert (coarse.padded(multiple) is coarse) == (multiple == 1)
+        assert len(coarse.padded(64).logits(slice(2))[0]) == 64
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = chunked_loss(mine, head, labels, Terms(0.5, 0.5, 2.0), coarse, multiple=multiple)
+        loss.backward()
+        found.append((loss.detach(), mine.grad, head.weight.grad, head.bias.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_on_a_processor_no_vocabulary_is_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def noted(weight: torch.Tensor, multiple: int) -> torch.Tensor:
+        asked.append(multiple)
+        return weight
+
+    monkeypatch.setattr(chunked, "_padded", noted)
+    hidden, projection, labels, teacher = case(3, bias=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        chunked_loss(hidden, projection, labels, Terms(1.0, 0.0, 1.0), teacher)
+    assert set(asked) == {1}
+
+
+def test_a_gpus_way_to_the_labels_gives_the_same_bits() -> None:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(VOCABULARY, (50,), generator=generator)
+    start = torch.randn(50, VOCABULARY, generator=generator)
+    found = []
+    for scatter in (True, False):
+        gradient = start.clone()
+        chunked._take_off(gradient, labels, 0.3, scatter=scatter)
+        found.append(gradient)
+    assert torch.equal(*found)
+    assert int((found[0] != start).sum()) == 50

@@ -196,7 +196,17 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (
         {f"{TOY}.training.compile": True, "arms.x": {"method": "theseus"}},
         f"{TOY}.training.compile",
-        "arms.x reaches into the model at every step, by method theseus",
+        "arms.x (method theseus) puts another block in a block's place at every step",
+    ),
+    (
+        {f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp", f"{TOY}.training.compile": True},
+        f"{TOY}.training.compile",
+        "fsdp puts other classes in the place of the blocks",
+    ),
+    (
+        {f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp", f"{TOY}.pretraining.compile": True},
+        f"{TOY}.pretraining.compile",
+        "leave compile out, or take ddp",
     ),
     (
         {f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp", "arms.x": {"method": "theseus"}},

@@ -117,6 +117,18 @@ def test_the_seed_alone_decides_on_the_result() -> None:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_gpu_must_sum_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch is told only to warn, attention's backward pass has none there."""
+    loop.make_deterministic(1)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        loop.make_deterministic(1)
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    loop.make_deterministic(1)
+
+
 def test_the_order_of_the_data_follows_the_seed(watch: Watch) -> None:
     orders = []
     for seed in (1, 1, 2):

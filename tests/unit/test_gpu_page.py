@@ -9,6 +9,9 @@ LIBRARY = ROOT / "scripts/iskd"
 PAGE = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
 ABOUT_A_CARD = re.compile(r"\bcuda\b|device\.type (==|!=) '(cpu|cuda)'")
 
+A_TRANSFER = re.compile(r"\.cpu\(\)|\.to\([^()]*\bdevice\b|\.to\('(cpu|cuda|meta)'|\.item\(\)")
+BRANCHES, TRANSFERS = PAGE.split("## Branches")[1].split("## Transfers")
+
 
 def code_of(path: Path) -> str:
     """A module's code without comments and docstrings."""
@@ -24,14 +27,25 @@ def code_of(path: Path) -> str:
     return ast.unparse(tree)
 
 
-def test_every_module_with_a_branch_for_cards_is_listed() -> None:
-    branching = {
+def modules_with(pattern: re.Pattern[str]) -> set[str]:
+    """Name the modules whose code has something in it."""
+    return {
         path.relative_to(LIBRARY).as_posix()
         for path in LIBRARY.rglob("*.py")
-        if ABOUT_A_CARD.search(code_of(path))
+        if pattern.search(code_of(path))
     }
+
+
+def test_every_module_with_a_branch_for_cards_is_listed_once() -> None:
+    branching = modules_with(ABOUT_A_CARD)
     assert {"training/loop.py", "evaluation/efficiency.py"} <= branching
-    assert sorted(name for name in branching if f"`{name}`" not in PAGE) == []
+    assert sorted(name for name in branching if BRANCHES.count(f"`{name}`") != 1) == []
+
+
+def test_every_module_that_moves_something_is_listed_once() -> None:
+    moving = modules_with(A_TRANSFER)
+    assert {"training/curve.py", "models/folder.py", "runtime/distributed.py"} <= moving
+    assert sorted(name for name in moving if TRANSFERS.count(f"`{name}`") != 1) == []
 
 
 def test_what_the_page_names_exists() -> None:

@@ -109,8 +109,8 @@ class Fitting(Section):
     )
     compile: bool = Field(
         False,
-        description="Compile the model for its one shape (torch.compile): faster after a minute or "
-        "more, with other roundings.",
+        description="Compile the blocks, for each of their shapes once (torch.compile): faster "
+        "after a minute or less, with other roundings. Not with method theseus or fsdp.",
     )
 
 

@@ -48,12 +48,11 @@ class TeacherRules(BlockRules):
                     "which must go through the model at once; leave micro_batch out, or set hidden "
                     "to 0",
                 )
-            if training.compile and (hidden or isinstance(arm, TheseusArm)):
+            if training.compile and isinstance(arm, TheseusArm):
                 self.fail(
                     f"{key}.training.compile",
-                    f"arms.{name} reaches into the model at every step, by "
-                    f"{'its term hidden' if hidden else 'method theseus'}, which a compiled one "
-                    "does not allow; leave compile out, or that arm",
+                    f"arms.{name} (method theseus) puts another block in a block's place at every "
+                    "step, which a compiled one does not allow; leave compile out, or that arm",
                 )
 
     def _processes(self, key: str, teacher: Teacher) -> None:
@@ -62,6 +61,16 @@ class TeacherRules(BlockRules):
             self.fail(
                 f"{key}.parallel", "fsdp splits a model between GPUs; set gpus to 2 or more, or ddp"
             )
+        trainings = {"training": teacher.training.compile}
+        if not isinstance(teacher, GivenTeacher):
+            trainings["pretraining"] = teacher.pretraining.compile
+        for section, compiled in trainings.items():
+            if compiled and teacher.parallel == "fsdp":
+                self.fail(
+                    f"{key}.{section}.compile",
+                    "fsdp puts other classes in the place of the blocks, which are then not "
+                    "compiled; leave compile out, or take ddp",
+                )
         sizes = {f"{key}.training.batch_size": teacher.training.batch_size}
         if not isinstance(teacher, GivenTeacher):
             sizes[f"{key}.pretraining.batch_size"] = teacher.pretraining.batch_size

@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import resource
+import shlex
 import sys
 import time
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ _OFFLINE_SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFL
 # Of glibc's mallopt (malloc.h): no blocks of their own for large requests, nothing handed back.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _KEPT_BYTES = 2**31 - 1
+COMPILED = Path(".snakemake", "inductor")
+"""Where compiled code lies: beside Snakemake's own notes, in the folder that all jobs share."""
 _NOISY = (
     *("httpx", "matplotlib", "fontTools", "filelock", "datasets", "lm_eval", "lm-eval"),
     "accelerate",
@@ -34,6 +37,13 @@ def set_environment(threads: int, *, network: bool) -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     # cuBLAS reads this once, when CUDA comes up; without it its sums have no fixed order.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # What torch's compiler has built once, the next job of the study takes, on whichever machine.
+    # It hands paths to the C++ compiler as they are: a folder with a blank keeps torch's own place.
+    compiled = str(COMPILED.absolute())
+    if shlex.quote(compiled) == compiled:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
+    # It would start a process for each of the machine's processors.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(threads))
     # torch's profiler, which counts memory, would print a line whenever it starts or stops.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     for switch in _OFFLINE_SWITCHES:

@@ -15,8 +15,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from iskd.training.compiling import Fusable
+
 ROWS = 256
 """Rows, of one position each, that go through the output projection at once."""
+
+ALIGNED = 64
+"""What a GPU's half-precision products like a vocabulary to be a multiple of.
+
+A row of 50,257 numbers of 16 bits begins anywhere, and is read one number at a time; one of 50,304
+is read 16 bytes at a time (NVIDIA, Deep Learning Performance, "Tensor Core Requirements").
+"""
 
 LARGE_VOCABULARY = 16_384
 """From this size on losses are worked out in chunks. Below it the plain form is as good."""
@@ -50,6 +59,21 @@ class TeacherHead:
             given: torch.Tensor = self.projection(part)
         return given
 
+    def padded(self, multiple: int) -> "TeacherHead":
+        """Give the same with logits of 0 behind the vocabulary, up to a multiple, if in 16 bits."""
+        own = self.projection
+        if (
+            not isinstance(own, nn.Linear)
+            or own.weight.itemsize != 2
+            or len(own.weight) % multiple == 0
+        ):
+            return self
+        wide = nn.Linear(own.in_features, own.out_features, own.bias is not None, device="meta")
+        for name, given in own.named_parameters():
+            entries = nn.Parameter(_padded(given, multiple), requires_grad=False)
+            wide.register_parameter(name, entries)
+        return TeacherHead(self.hidden, wide)
+
 
 @dataclass(frozen=True)
 class TeacherDraws:
@@ -79,6 +103,8 @@ def chunked_loss(
     labels: torch.Tensor,
     terms: Terms,
     teacher: Target | None = None,
+    *,
+    multiple: int | None = None,
 ) -> torch.Tensor:
     """Give next_token * CE + kl * T^2 * KL(teacher_T || student_T), both means over rows, in nats.
 
@@ -88,12 +114,18 @@ def chunked_loss(
         labels: the token that each row is to predict, int64 (rows).
         terms: the weights; with ``kl``, ``teacher`` is needed.
         teacher: of the same rows.
+        multiple: pad the vocabulary to a multiple of this, in here alone: with rows of zeros that
+            no sum includes, so that loss and gradients stay what they are. Left out, ``ALIGNED``
+            where a GPU computes in 16 bits, and else no padding.
 
     Returns:
         a scalar, float32 (or as the hidden states, if these are more precise)
     """
+    if multiple is None:
+        multiple = _alignment(projection.get_parameter("weight"))
+    how = (torch.is_grad_enabled(), multiple)
     loss: torch.Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, projection.weight, projection.bias, labels, terms, teacher, torch.is_grad_enabled()
+        hidden, projection.weight, projection.bias, labels, terms, teacher, *how
     )
     return loss
 
@@ -109,21 +141,27 @@ class _ChunkedLoss(torch.autograd.Function):
         terms: Terms,
         teacher: Target | None,
         learning: bool,
+        multiple: int,
     ) -> torch.Tensor:
         exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
         total = torch.zeros((), device=hidden.device, dtype=exact)
         count = len(hidden)
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight if learning else weight[:0], dtype=exact)
         of_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
         # One conversion for all chunks where autocast computes in another type.
-        used = weight.to(_computed_in(weight))
+        used = _padded(weight.to(_computed_in(weight)), multiple)
+        offset = None if bias is None else _padded(bias.to(used.dtype), multiple)
+        of_weight = torch.zeros_like(used if learning else used[:0], dtype=exact)
+        if isinstance(teacher, TeacherHead):
+            teacher = teacher.padded(multiple)
         for start in range(0, count, ROWS):
             rows = slice(start, start + ROWS)
             part = hidden[rows].to(used.dtype)
-            given = functional.linear(part, used, None if bias is None else bias.to(used.dtype))
-            logits = given.to(exact)
-            gradient = torch.zeros_like(logits) if learning else None
+            logits = functional.linear(part, used, offset)[:, : len(weight)].to(exact)
+            # Of what pads the vocabulary the gradient stays 0.
+            width = len(used) if learning else 0
+            room = torch.zeros(len(part), width, dtype=exact, device=hidden.device)
+            gradient = room[:, : len(weight)] if learning else None
             if isinstance(teacher, TeacherDraws):
                 drawn = TeacherDraws(teacher.tokens[rows], teacher.log_share[rows])
                 total += _from_draws(
@@ -132,17 +170,17 @@ class _ChunkedLoss(torch.autograd.Function):
             elif terms.next_token:
                 total += _cross_entropy(logits, labels[rows], gradient, terms.next_token / count)
             if terms.kl and isinstance(teacher, TeacherHead):
-                target = teacher.logits(rows).to(exact)
+                target = teacher.logits(rows)[:, : len(weight)].to(exact)
                 total += _divergence(logits, target, gradient, terms, count)
             if gradient is None:
                 continue
-            coarse = gradient.to(used.dtype)
+            coarse = room.to(used.dtype)
             of_hidden[rows] = coarse @ used
             # In place, torch's counter of FLOPs would not see it.
             of_weight += coarse.T @ part
             if of_bias is not None:
                 of_bias += gradient.sum(0)
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+        ctx.save_for_backward(of_hidden, of_weight[: len(weight)], of_bias)
         return total
 
     @staticmethod
@@ -153,7 +191,19 @@ class _ChunkedLoss(torch.autograd.Function):
             None if one is None else one * grad_output.to(one.dtype)
             for one in (of_hidden, of_weight, of_bias)
         ]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
+
+
+def _alignment(weight: torch.Tensor) -> int:
+    """Give the multiple that a vocabulary is padded to, where nobody says."""
+    half = _computed_in(weight).itemsize == 2
+    return ALIGNED if half and weight.device.type == "cuda" else 1
+
+
+def _padded(weight: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Add entries of zeros to a weight or a bias, up to a multiple; as it is where it is one."""
+    missing = -len(weight) % multiple
+    return torch.cat([weight, weight.new_zeros(missing, *weight.shape[1:])]) if missing else weight
 
 
 def _computed_in(weight: torch.Tensor) -> torch.dtype:
@@ -162,6 +212,7 @@ def _computed_in(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
+@Fusable
 def _cross_entropy(
     logits: torch.Tensor, labels: torch.Tensor, gradient: torch.Tensor | None, weight: float
 ) -> torch.Tensor:
@@ -170,10 +221,27 @@ def _cross_entropy(
     chosen = logs.gather(1, labels[:, None])
     if gradient is not None:
         gradient += logs.exp_().mul_(weight)
-        gradient.scatter_add_(1, labels[:, None], torch.full_like(chosen, -weight))
+        _take_off(gradient, labels, weight, scatter=gradient.device.type != "cuda")
     return -weight * chosen.sum()
 
 
+def _take_off(
+    gradient: torch.Tensor, labels: torch.Tensor, weight: float, *, scatter: bool
+) -> None:
+    """Take a weight off each row's entry at its label, in place.
+
+    With algorithms of a fixed order, a GPU's scatter sends its strides to the device first, and
+    waits for it, chunk by chunk; a comparison does not, and is compiled into the pass before.
+    """
+    if scatter:
+        column = labels[:, None]
+        gradient.scatter_add_(1, column, torch.full_like(column, -weight, dtype=gradient.dtype))
+    else:
+        entries = torch.arange(gradient.shape[1], device=gradient.device)
+        gradient -= (entries == labels[:, None]) * weight
+
+
+@Fusable
 def _divergence(
     logits: torch.Tensor,
     target: torch.Tensor,

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,10 @@ from iskd.runtime.distributed import check_alike, world
 from iskd.runtime.signals import Interrupted, StopRequest
 from iskd.runtime.workdir import WorkFolder
 from iskd.settings import TrainingSettings
+from iskd.training.compiling import compiled_blocks, uncompiled
 from iskd.training.curve import LOWER_RATE, REPORTS, OnUpdate, Phase, Reporter
 from iskd.training.flops import count_flops
+from iskd.training.no_wait import one_sequence_each
 from iskd.training.objectives import Objective, next_token_loss
 from iskd.training.optimizer import Grouping, make_optimizer, parameter_groups
 from iskd.training.resuming import StateKeeper, newest_state, read_curve, states_of, update_of
@@ -30,9 +32,13 @@ log = logging.getLogger("iskd.training")
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed torch and ask for algorithms with a fixed order of summation."""
+    """Seed torch and ask for algorithms with a fixed order of summation.
+
+    On a GPU they are demanded: flash and memory-efficient attention sum up gradients in any order
+    where torch is told only to warn (its note "Reproducibility").
+    """
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    torch.use_deterministic_algorithms(mode=True, warn_only=not torch.cuda.is_available())
     # That would also fill all memory before it is written: it finds reads of what nobody wrote,
     # changes no result where there are none, and takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -126,7 +132,8 @@ def train(
 
     Raises:
         UserError: the training diverges, or does not fit into the GPU's memory.
-        ValueError: ``on_update`` is to change a model that several processes share in parts.
+        ValueError: ``on_update`` is to change a model that several processes share in parts, or
+            such a model, or one that a stochastic replacement changes, is to be compiled.
         Interrupted: the process was asked to stop; the state is saved.
     """
     seed %= 2**32  # numpy, which the Trainer seeds too, takes no more
@@ -136,7 +143,7 @@ def train(
     groups = grouping(module, compact, settings)
     updates = -(-len(sequences) // settings.batch_size) * settings.epochs
 
-    count = partial(_flops_of_a_sequence, module, sequences, objective)
+    count = partial(_flops_of_a_sequence, module, sequences, objective, compiled=settings.compile)
     reporter = Reporter(
         sequences, settings.batch_size, count=count, on_update=on_update, phase=phase
     )
@@ -174,7 +181,11 @@ def train(
             reporter.carry_on(read_curve(newest), update_of(newest))
             work.resumed.append(update_of(newest))
             log.info("resumed after step %d of %d", update_of(newest), updates)
-        with _full_memory_explained(settings), followed(trainer, reporter):
+        with (
+            _full_memory_explained(settings),
+            followed(trainer, reporter),
+            _quick(module, objective, settings),
+        ):
             trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if trainer.state.global_step < updates:
             raise Interrupted(
@@ -225,7 +236,21 @@ def _full_memory_explained(settings: TrainingSettings) -> Iterator[None]:
         ) from error
 
 
-def _flops_of_a_sequence(module: nn.Module, sequences: torch.Tensor, objective: Objective) -> int:
+@contextmanager
+def _quick(module: nn.Module, objective: Objective, settings: TrainingSettings) -> Iterator[None]:
+    """Let no device wait, and compile the model and its teacher where the settings ask for it."""
+    compiled: AbstractContextManager[None] = nullcontext()
+    if settings.compile and isinstance(module, PreTrainedModel):
+        if world().parallel == "fsdp":
+            raise ValueError("blocks that are split are not compiled: use ddp")
+        compiled = compiled_blocks([module, getattr(objective, "teacher", None)])
+    with one_sequence_each(), compiled:
+        yield
+
+
+def _flops_of_a_sequence(
+    module: nn.Module, sequences: torch.Tensor, objective: Objective, *, compiled: bool = False
+) -> int:
     """Count what training on one sequence costs, forward and backward.
 
     What checkpointing computes again is no part of it.
@@ -239,7 +264,8 @@ def _flops_of_a_sequence(module: nn.Module, sequences: torch.Tensor, objective: 
     if whole is not None and checkpointing:
         whole.activation_checkpointing_disable()
     try:
-        return count_flops(lambda: objective(module, batch), module.parameters())
+        with uncompiled(compiled):
+            return count_flops(lambda: objective(module, batch), module.parameters())
     finally:
         module.train(training)
         if whole is not None and checkpointing:
@@ -261,7 +287,6 @@ def _arguments(
         activation_checkpointing=settings.checkpointing,
         # The other kind puts no gradient on a model whose first inputs need none.
         activation_checkpointing_kwargs={"use_reentrant": False},
-        torch_compile=settings.compile,
         seed=seed,
         data_seed=seed,
         logging_steps=max(1, updates // REPORTS),
@@ -272,7 +297,11 @@ def _arguments(
         # The Trainer writes its own choice into the model's config, which is published.
         use_cache=module.config.use_cache if isinstance(module, PreTrainedModel) else False,
         use_cpu=not torch.cuda.is_available(),
+        # A batch is uploaded while the device computes, and no loss is read but for a report: the
+        # library would look at each for numbers that are none, as the curve does at every report.
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
+        logging_nan_inf_filter=False,
         # Not only for a model with unused parts: without it DDP puts the gradients into another
         # order after the first update, and three numbers or more have another sum then. A run that
         # is resumed would not end with the same bits.

@@ -94,6 +94,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc] # the library is not type
             num_processes=1,
             process_index=0,
             put_on_device=True,
+            non_blocking=self.args.dataloader_pin_memory,
             use_seedable_sampler=True,
             data_seed=self.args.data_seed,
         )
