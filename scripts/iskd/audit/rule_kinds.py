@@ -1,6 +1,6 @@
 """What each rule is for, by what its name begins with."""
 
-DATA = ("download_", "import_", "make_", "prepare_", "split_", "train_tokenizer")
+DATA = ("download_", "import_", "make_", "mix_", "prepare_", "split_", "train_tokenizer")
 """Rules whose artifacts come from outside, are made of nothing, or are cut of those."""
 
 TRAININGS = ("distill_", "drop_", "pretrain_", "prune_", "substitute_", "tune_")
