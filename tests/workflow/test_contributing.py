@@ -164,6 +164,7 @@ class CompactOlmoForCausalLM(CompactModelMixin, OlmoForCausalLM):
             Cut("mlp.down_proj.weight", 1),
         ),
         writers=("self_attn.o_proj", "mlp.down_proj"),
+        norms=("input_layernorm", "post_attention_layernorm"),
         rotary=OlmoRotaryEmbedding,
     )
 
