@@ -1,7 +1,6 @@
 """How a training is fitted into memory changes what is kept, not what is learnt."""
 
 import re
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -117,27 +116,6 @@ def test_full_memory_is_reported_with_what_takes_less(how: dict[str, Any], messa
         fine_tune(
             fresh(), random_sequences(8), replace(SETTINGS, **how), seed=1, objective=objective
         )
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a processor takes g++")
-def test_a_compiled_model_learns_the_same() -> None:
-    spec = ObjectiveSettings(next_token=0.5, kl=0.5, hidden=0.0, temperature=2.0)
-    found = []
-    for compiled in (False, True):
-        model, block = replace_block(fresh(), 1, SIZES, "paper", seed=1)
-        objective = Mixture(spec, fresh())
-        settings = replace(SETTINGS, compile=compiled, micro_batch=2)
-        history = fine_tune(
-            model, random_sequences(10), settings, seed=1, objective=objective, compact=[block]
-        )
-        found.append((model.state_dict(), history[-1]["flops"], [row["loss"] for row in history]))
-    (plain, flops, losses), (fast, others, other) = found
-    assert list(plain) == list(fast)
-    assert flops == others
-    assert other == pytest.approx(losses, rel=1e-5)
-    for name, weight in plain.items():
-        assert (weight - fast[name]).abs().max() < 2e-4, name
 
 
 def saved_bytes(model: nn.Module, *, checkpointing: bool) -> int:

@@ -119,7 +119,7 @@ def _without_capturing(blocks: Iterable[nn.Module]) -> Iterator[None]:
     try:
         for hooks, all_of_them in kept:
             for number, hook in all_of_them.items():
-                if hook.__module__ == output_capturing.__name__:
+                if getattr(hook, "__module__", None) == output_capturing.__name__:
                     del hooks[number]
         yield
     finally:
