@@ -25,7 +25,8 @@ _KINDS = {
         "training",
     ),
     **dict.fromkeys(
-        ("evaluate", "evaluate_heldout", "generate", "measure_efficiency"), "evaluation"
+        ("evaluate", "evaluate_heldout", "generate", "measure_efficiency", "record_teacher"),
+        "evaluation",
     ),
 }
 _REPORTS = ("figure_", "table_", "paper_", "collect_", "summarize", "model_card")

@@ -1,7 +1,9 @@
 """Small trainings that one process or several can do: the same call in each of them."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +13,17 @@ from iskd.models import CompactSizes, replace_block
 from iskd.models.families import family_of
 from iskd.models.scratch import fresh_model, scratch_config
 from iskd.runtime.workdir import WorkFolder
-from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
+from iskd.settings import (
+    LearningRates,
+    ObjectiveSettings,
+    RecordingSettings,
+    TrainingSettings,
+)
 from iskd.training import compiling, loop
 from iskd.training.objectives import Mixture, Objective, next_token_loss
 from iskd.training.optimizer import published_groups
+from iskd.training.recording import record
+from iskd.training.teacher_cache import TeacherCache
 from iskd.training.theseus import StochasticBlocks
 
 VOCABULARY, POSITIONS = 61, 48
@@ -81,6 +90,29 @@ def with_teacher() -> Result:
     return model.state_dict(), history
 
 
+def with_answers() -> Result:
+    """The teacher's recorded answers: each process reads those to its part of a batch."""
+    teacher = small("llama", blocks=3)
+    model, block = replace_block(teacher, 1, SIZES, "paper", seed=1)
+    text = sequences()
+    settings = RecordingSettings("sampled", "float32", 2.0, 5, sequences=None, validation=0)
+    with tempfile.TemporaryDirectory() as place:
+        record(lambda: teacher, text, settings, step=1, seed=5, out=Path(place))
+        objective = Mixture(
+            ObjectiveSettings(next_token=0.5, kl=0.5, temperature=2.0),
+            cache=TeacherCache([Path(place)], torch.arange(len(text))),
+        )
+        history = loop.fine_tune(
+            model,
+            text,
+            replace(SETTINGS, micro_batch=2),
+            seed=5,
+            compact=[block],
+            objective=objective,
+        )
+    return model.state_dict(), history
+
+
 def as_published() -> Result:
     """Blocks 10 and 11 are in no group, and stay as they are."""
     model, block = replace_block(small(blocks=12), 1, SIZES, "paper", seed=1)
@@ -132,6 +164,7 @@ CASES: dict[str, Callable[[], Result]] = {
     "plain": plain,
     "in_parts": in_parts,
     "with_teacher": with_teacher,
+    "with_answers": with_answers,
     "as_published": as_published,
     "theseus": theseus,
     "half_precision": half_precision,

@@ -32,9 +32,9 @@ from iskd.settings import (
 from iskd.training import objectives, recording
 from iskd.training.chunked import TeacherDraws, TeacherHead
 from iskd.training.objectives import Mixture
-from iskd.training.recording import record, step_answers
+from iskd.training.recording import record, recorded_rows, step_answers
 from iskd.training.steps import substitute_block
-from iskd.training.teacher_cache import TeacherCache, recorded_rows
+from iskd.training.teacher_cache import TeacherCache
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
 LENGTH = 9

@@ -269,23 +269,21 @@ def _from_draws(
     gradient: torch.Tensor | None,
     count: int,
 ) -> torch.Tensor:
-    """Give a chunk's weighted sum of both terms, and write its gradient into ``gradient``.
+    """Give a chunk's weighted sum of both terms, and add its gradient to ``gradient``.
 
     The label and the draws are tokens whose probability shall rise, each by its weight. At
     temperature 1 both terms have the same softmax, which is most of the work, so it is made once.
     """
     heat, weight = terms.temperature, terms.kl / count
-    sought = [(drawn.tokens, weight / drawn.tokens.shape[1])]
-    label = [(labels[:, None], terms.next_token / count)]
+    drawn_ones = (drawn.tokens, weight / drawn.tokens.shape[1])
+    label = (labels[:, None], terms.next_token / count)
     total = weight * heat**2 * drawn.log_share.to(logits.dtype).sum()
-    if heat == 1 or not terms.next_token:
-        return total + _rising(logits, sought + label * bool(terms.next_token), gradient, heat)
-    total = total + _rising(logits, label, gradient)
-    extra = None if gradient is None else torch.empty_like(gradient)
-    total = total + _rising(logits, sought, extra, heat)
-    if gradient is not None and extra is not None:
-        gradient += extra
-    return total
+    if not terms.next_token:
+        return total + _rising(logits, [drawn_ones], gradient, heat)
+    if heat == 1:
+        return total + _rising(logits, [drawn_ones, label], gradient)
+    total = total + _rising(logits, [label], gradient)
+    return total + _rising(logits, [drawn_ones], gradient, heat)
 
 
 def _rising(
@@ -294,22 +292,22 @@ def _rising(
     gradient: torch.Tensor | None,
     heat: float = 1.0,
 ) -> torch.Tensor:
-    """Give T^2 times the weighted sum of -log p_T(token), and write its gradient.
+    """Give T^2 times the weighted sum of -log p_T(token), and add its gradient to ``gradient``.
 
     Args:
         logits: of a chunk, (rows, vocabulary).
         sought: tokens, int64 (rows, any number), and what each of them weighs.
-        gradient: is overwritten, where it is wanted.
+        gradient: where it is wanted.
         heat: the temperature T.
     """
-    logs = functional.log_softmax(logits / heat if heat != 1 else logits, dim=-1)
+    logs = functional.log_softmax(logits if heat == 1 else logits / heat, dim=-1)
     total = torch.zeros((), device=logits.device, dtype=logits.dtype)
     for tokens, weight in sought:
         total -= weight * heat**2 * logs.gather(1, tokens).sum()
     if gradient is None:
         return total
-    torch.exp(logs, out=gradient)
-    gradient *= heat * sum(tokens.shape[1] * weight for tokens, weight in sought)
+    whole = heat * sum(tokens.shape[1] * weight for tokens, weight in sought)
+    gradient.add_(logs.exp_(), alpha=whole)
     for tokens, weight in sought:
         # A token may be drawn more than once: all that one call adds is alike, so that a GPU may
         # add in any order.

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -29,12 +30,11 @@ from iskd.progress import bar
 from iskd.provenance.artifact import file_digest, flush, write_text
 from iskd.provenance.machine import bits_depend_on
 from iskd.provenance.statement import canonical_json
-from iskd.provenance.tensors import ANSWERS_ABOUT, PROJECTION, answer_file
+from iskd.provenance.tensors import ANSWERS_ABOUT, PROJECTION, answer_file, answer_files
 from iskd.runtime.signals import Interrupted, StopRequest
 from iskd.runtime.workdir import RunStates, WorkFolder
 from iskd.settings import RecordingSettings
 from iskd.training.flops import count_forward
-from iskd.training.teacher_cache import recorded_rows
 
 log = logging.getLogger("iskd.training")
 
@@ -48,6 +48,16 @@ _TRIED = 16
 """Tokens on which it is tried whether logits are what the output projection gives."""
 # What 16 bits without a sign hold.
 _SMALL_VOCABULARY = 2**16
+
+
+def recorded_rows(folders: Sequence[Path]) -> torch.Tensor:
+    """List which sequences of the corpus some artifacts are about, int64, in their order."""
+    parts = [torch.empty(0, dtype=torch.int64)]
+    for file in (file for folder in folders for file in answer_files(folder)):
+        opened: Any
+        with safe_open(file, framework="pt") as opened:
+            parts.append(opened.get_tensor("rows"))
+    return torch.cat(parts)
 
 
 def step_answers(

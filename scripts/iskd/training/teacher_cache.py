@@ -27,12 +27,6 @@ from iskd.provenance.tensors import ANSWERS_ABOUT, PROJECTION, answer_files
 from iskd.training.chunked import Target, TeacherDraws, TeacherHead
 
 
-def recorded_rows(folders: Sequence[Path]) -> torch.Tensor:
-    """List which sequences of the corpus some artifacts are about, int64, in their order."""
-    files = [file for folder in folders for file in answer_files(folder)]
-    return torch.cat([torch.empty(0, dtype=torch.int64), *map(_rows, files)])
-
-
 class TeacherCache:
     """The recorded answers to the sequences of one training.
 
@@ -99,13 +93,6 @@ class TeacherCache:
         parts = [self._open[file].get_slice(name)[place : place + 1] for file, place in places]
         # torch cannot join every type of whole numbers.
         return torch.cat([part if part.is_floating_point() else part.int() for part in parts])
-
-
-def _rows(file: Path) -> torch.Tensor:
-    opened: Any
-    with safe_open(file, framework="pt") as opened:
-        rows: torch.Tensor = opened.get_tensor("rows")
-    return rows
 
 
 def _projection(file: Path) -> nn.Linear:
