@@ -1,23 +1,28 @@
 """One step of recipe ``parts``: measured changes up to the step's budget, then fine-tuning."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from iskd.data.corpus import step_rows, without_validation
 from iskd.models.modeling.iskd_blocks import NarrowSizes
+from iskd.models.planning import parameters_after
 from iskd.models.substitution import settle_blocks
 from iskd.provenance.machine import bits_depend_on
 from iskd.runtime.distributed import world
 from iskd.runtime.workdir import WorkFolder
-from iskd.settings import ChangeKind, StepSettings
+from iskd.settings import ChangeKind, SizeRequest, StepSettings
 from iskd.training.choice import Chooser, Texts
 from iskd.training.loop import fine_tune
 from iskd.training.steps import Outcome, make_objective
+
+SUBSTITUTION = "substitution.json"
+"""The file of a step's folder that holds what it has done."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,30 @@ class Budget:
     parameters: int
     exact: bool
     changes: tuple[ChangeKind, ...]
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, request: SizeRequest, step: int) -> Self:
+        """Work out a step's budget; it is exact where the reduction is to be reached.
+
+        Args:
+            config: the teacher's.
+            request: what the study asks for.
+            step: number of the step, from 1.
+
+        Raises:
+            UserError: sizes that do not fit, or a reduction out of reach.
+        """
+        left = parameters_after(config, request, step)
+        return cls(left, exact=step == request.replaced, changes=request.changes or ())
+
+
+def earlier_scores(previous: Path) -> dict[str, float]:
+    """Read the scores that the step before has left in its folder; a teacher's has none."""
+    file = previous / SUBSTITUTION
+    if not file.is_file():
+        return {}
+    scores: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))["scores"]
+    return scores
 
 
 def substitute_parts(
