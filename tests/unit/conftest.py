@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 for switch in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[switch] = "1"
+# A pool of processes, which torch's compiler would start, takes longer than it saves.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 settings.register_profile("iskd", deadline=None, derandomize=True)
