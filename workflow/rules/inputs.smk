@@ -306,7 +306,8 @@ def training_mode(wildcards):
 
 def training_trackers(wildcards):
     """Name what shows a training while it runs; a resource, because a change must not rerun it."""
-    alone = "ISKD_PLAN_ONLY" in os.environ  # made again for an audit, which nobody looks at
+    # Nobody looks at a training that is made again for an audit.
+    alone = "ISKD_PLAN_ONLY" in os.environ
     return "none" if alone else "+".join(STUDY.tracking.trackers) or "none"
 
 
