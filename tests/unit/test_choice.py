@@ -15,8 +15,9 @@ from iskd.models.substitution import block_sizes, settle_blocks
 from iskd.runtime.workdir import WorkFolder
 from iskd.settings import ChangeKind, StartSettings, StepSettings
 from iskd.training import parts
-from iskd.training.choice import Chooser, Texts, candidates
+from iskd.training.choice import NEAR, Change, Chooser, Texts, candidates
 from iskd.training.divergence import TeacherAnswers
+from iskd.training.trials import ReturningWalk
 from tests.unit.conftest import FAMILIES, SHARE, VOCABULARY, MakeModel
 from tests.unit.test_steps import STEP
 
@@ -57,17 +58,16 @@ def test_the_divergence_is_that_of_all_positions_where_they_fit(tiny_model: Make
 def test_candidates_are_what_a_block_still_has(family: str, tiny_model: MakeModel) -> None:
     model = tiny_model(family, blocks=4)
     now, share = block_sizes(model.config, 3), SHARE.get(family, 1)
-    found = {c.key for c in candidates(model.config, sizes_of(model), ALL) if c.block == 3}
-    expected = {
-        f"3/0/{now.mlp}",
-        f"3/{now.heads - share}/{now.mlp}",
-        f"3/{now.heads}/0",
-        f"3/{now.heads}/{now.mlp * 3 // 4}",
-        "3/0/0",
-    }
-    assert found == expected
+    found = [c for c in candidates(model.config, sizes_of(model), ALL) if c.block == 3]
+    assert found == [
+        Change(3, "attention", 0, now.mlp),
+        Change(3, "heads", now.heads - share, now.mlp),
+        Change(3, "mlp", now.heads, 0),
+        Change(3, "neurons", now.heads, now.mlp * 3 // 4),
+        Change(3, "block", 0, 0),
+    ]
     bare = candidates(model.config, {3: NarrowSizes(share, 0)}, ALL)
-    assert [c.key for c in bare] == ["3/0/0"]
+    assert [c.key for c in bare] == ["3/block"]
     assert not candidates(model.config, {0: NarrowSizes(share, 0), 3: NarrowSizes(0, 0)}, ALL)
 
 
@@ -112,18 +112,30 @@ def test_scores_of_a_step_before_are_not_measured_again(
     settled, _ = settle_blocks(
         model, {i: s for i, s in first._sizes.items() if s != sizes_of(teacher)[i]}
     )
-    sizes: list[int] = []
-    real = Chooser._measured
+    measured: list[int] = []
+    real = Chooser._measure
 
-    def counting(self: Chooser, changes: Any, number: int) -> Any:
-        sizes.append(len(changes))
-        return real(self, changes, number)
+    def counting(self: Chooser, walk: ReturningWalk, index: int, block: Any) -> float:
+        measured.append(index)
+        return real(self, walk, index, block)
 
-    monkeypatch.setattr(Chooser, "_measured", counting)
+    monkeypatch.setattr(Chooser, "_measure", counting)
     Chooser(settled, teacher, TEXTS, ALL, first.scores).take(count(settled) - 1, exact=False)
-    # Only what the last change made possible is new; of the rest the cheapest ones are tried.
-    assert sizes[0] <= 5
-    assert sizes[1] <= 8
+    # The model as it is, and the cheapest candidates.
+    assert 2 <= len(measured) <= 1 + NEAR
+
+
+def test_no_candidate_with_a_lower_bound_goes_unmeasured(tiny_model: MakeModel) -> None:
+    teacher, model = (tiny_model("gpt2", blocks=4) for _ in range(2))
+    chooser = Chooser(model, teacher, TEXTS, ALL)
+    options = chooser._options(None)
+    chooser.scores = {change.key: 1.0 for change in options}
+    chooser.scores["2/mlp"], chooser.scores["3/heads"] = -2.0, -1.0
+    best, _, divergence = chooser._cheapest(options)
+    tried = {key for key, value in chooser.scores.items() if value not in (1.0, -1.0, -2.0)}
+    assert {"2/mlp", "3/heads", best.key} <= tried
+    assert chooser.scores[best.key] == min(chooser.scores.values())
+    assert divergence > 0
 
 
 def test_a_budget_out_of_reach_is_one_line(tiny_model: MakeModel) -> None:

@@ -10,7 +10,7 @@ from iskd.models import ChangedBlocks, CompactSizes, NarrowSizes, family_of, rep
 from iskd.models.activations import block_calls
 from iskd.models.substitution import trial_block
 from iskd.training.objectives import next_token_loss
-from iskd.training.trials import BlockWalk
+from iskd.training.trials import BlockWalk, ReturningWalk
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
 
 FAMILIES = ["gpt2", "phi", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
@@ -111,3 +111,30 @@ def test_nothing_before_the_block_is_run(tiny_model: MakeModel) -> None:
     walk.loss(blocks[2])
     assert set(ran) == {2, 3}
     assert len(ran) == 2 * 3
+
+
+@pytest.mark.parametrize("most_kept", [2**29, 1])
+def test_a_walk_that_returns_is_where_a_new_one_would_be(
+    most_kept: int, tiny_model: MakeModel
+) -> None:
+    model = tiny_model("llama", blocks=6)
+    blocks = family_of(model.config).blocks(model)
+    walk = ReturningWalk(model, sequences(), 2, most_kept=most_kept)
+
+    def same(index: int) -> None:
+        fresh = BlockWalk(model, sequences(), 2)
+        while fresh.index < index:
+            fresh.advance()
+        walk.go_to(index)
+        assert walk.index == index
+        for mine, other in zip(walk.calls(), fresh.calls(), strict=True):
+            assert torch.equal(mine.hidden, other.hidden)
+            assert torch.equal(mine.output, other.output)
+
+    for index in (4, 1, 5, 0, 3, 3):
+        same(index)
+    for changed in (3, 5, 0):
+        blocks[changed] = trial_block(model, changed, SIZES, "paper", 1).eval()
+        walk.swap(changed, blocks[changed])
+        for index in (changed, 5, 1):
+            same(index)

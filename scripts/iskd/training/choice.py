@@ -5,13 +5,14 @@ or a quarter of its neurons (:mod:`iskd.models.reconstruction` starts each in cl
 is the rise of KL(teacher || model) on validation text, in the model as it is, so that earlier
 changes count. The cheapest one by parameter goes, until a budget is met.
 
-Most candidates are not tried again each time: what a change costs falls rarely as others are made,
-so an old figure is a lower bound to go by (lazy greedy, Minoux 1978), and only the ``NEAR``
-candidates with the lowest ones are measured anew before one is taken.
+Few candidates are tried again each time: what a change costs falls rarely as others are made, so an
+old figure is a lower bound to go by (lazy greedy, Minoux 1978). The candidate with the lowest one
+is measured anew, until the lowest figure is a new one. What a change makes possible, another
+quarter of the same MLP, say, costs no less than the change did, and begins with its figure.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,14 +28,15 @@ from iskd.models.recipes import block_parameters
 from iskd.models.reconstruction import BlockFit
 from iskd.models.substitution import block_sizes, first_blocks
 from iskd.progress import bar
+from iskd.settings import ChangeKind
 from iskd.training.divergence import TeacherAnswers
 from iskd.training.order import FEWEST, HALVINGS
-from iskd.training.trials import BlockWalk
+from iskd.training.trials import ReturningWalk
 
 log = logging.getLogger("iskd.training")
 
 NEAR = 8
-"""Candidates that are measured anew, on all validation text, before one is taken."""
+"""Candidates that are measured anew, on all validation text, at most before one is taken."""
 
 QUARTERS = 4
 """An MLP is narrowed by so many equal parts."""
@@ -42,9 +44,10 @@ QUARTERS = 4
 
 @dataclass(frozen=True)
 class Change:
-    """One block made smaller."""
+    """One block made smaller, in one of the ways named in :func:`candidates`."""
 
     block: int
+    kind: ChangeKind
     heads: int
     mlp: int
 
@@ -55,8 +58,8 @@ class Change:
 
     @property
     def key(self) -> str:
-        """The change as a table names it."""
-        return f"{self.block}/{self.heads}/{self.mlp}"
+        """The block and the kind of change, which a figure is noted under."""
+        return f"{self.block}/{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Texts:
 
 
 def candidates(
-    config: PreTrainedConfig, sizes: Mapping[int, NarrowSizes], kinds: Sequence[str]
+    config: PreTrainedConfig, sizes: Mapping[int, NarrowSizes], kinds: Sequence[ChangeKind]
 ) -> list[Change]:
     """List what could be done next.
 
@@ -93,7 +96,7 @@ def candidates(
     for block, now in sorted(sizes.items()):
         widths = [whole * part // QUARTERS for part in range(1, QUARTERS)]
         narrower = max((width for width in widths if width < now.mlp), default=0)
-        options = {
+        options: dict[ChangeKind, tuple[int, int] | None] = {
             "attention": (0, now.mlp) if now.heads and now.mlp else None,
             "heads": (now.heads - share, now.mlp) if now.heads > share else None,
             "mlp": (now.heads, 0) if now.mlp and now.heads else None,
@@ -103,7 +106,7 @@ def candidates(
         for kind in kinds:
             option = options[kind]
             if option is not None and (option[0] or block not in first):
-                found.append(Change(block, *option))
+                found.append(Change(block, kind, *option))
     return found
 
 
@@ -115,10 +118,10 @@ class Chooser:
         teacher: what it is compared with.
         texts: what starts are fitted on and damage is measured on.
         kinds: which changes are candidates.
-        known: scores of earlier steps, by key; what is missing is measured.
+        known: scores of earlier steps, by block and kind; what is missing is measured.
 
     Attributes:
-        scores: the damage by parameter saved of each change, in nats, as last measured.
+        scores: the damage by parameter saved, in nats, by block and kind, as last measured.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class Chooser:
         model: PreTrainedModel,
         teacher: PreTrainedModel,
         texts: Texts,
-        kinds: Sequence[str],
+        kinds: Sequence[ChangeKind],
         known: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.teacher = model.eval(), teacher.eval()
@@ -140,7 +143,11 @@ class Chooser:
         first = max(FEWEST, -(-len(texts.validation) // 2**HALVINGS))
         # Whole batches, as answers are kept by the batch.
         self._coarse = min(len(texts.validation), -(-first // texts.batch_size) * texts.batch_size)
-        self._now: dict[int, float] = {}
+        self._own = self._walk(self.model, texts.calibration)
+        self._goal = self._walk(self.teacher, texts.calibration)
+        self._way = self._walk(self.model, texts.validation)
+        self._divergence: float | None = None
+        self._fit: BlockFit | None = None
 
     def parameters(self) -> int:
         """Count the model's parameters as it is; tied weights count once."""
@@ -163,18 +170,19 @@ class Chooser:
         progress = bar(before - most, "choosing", unit="parameter")
         while self.parameters() > most:
             options = self._options(most if exact else None)
-            unknown = [change for change in options if change.key not in self.scores]
-            for change, _ in self._measured(unknown, self._coarse):
-                log.info("%s: %.4g nats a million parameters", change.key, self._score(change))
-            near = sorted(options, key=self._order)[:NEAR]
-            tried = dict(self._measured(near, len(self.texts.validation)))
-            best = min(near, key=self._order)
+            self._first_look([change for change in options if change.key not in self.scores])
+            best, block, divergence = self._cheapest(options)
             saved = self._saved(best)
-            block, divergence = tried[best]
             self._swap(best, block)
-            self._now = {len(self.texts.validation): divergence}
+            self._divergence = divergence
             taken.append({**asdict(best), "saved": saved, "divergence": divergence})
-            log.info("%s taken: %d parameters fewer, KL %.4f", best.key, saved, divergence)
+            log.info(
+                "block %d, %s: %d parameters fewer, KL %.4f",
+                best.block,
+                best.kind,
+                saved,
+                divergence,
+            )
             progress.update(min(saved, progress.total - progress.n))
         progress.close()
         return taken
@@ -182,12 +190,11 @@ class Chooser:
     def repeat(self, taken: Sequence[Mapping[str, Any]]) -> None:
         """Take the same changes as another attempt did, which come to the same bits."""
         for row in taken:
-            change = Change(row["block"], row["heads"], row["mlp"])
-            for fit in self._fits([change]):
-                self._swap(change, fit.smaller(change.sizes))
+            change = Change(row["block"], row["kind"], row["heads"], row["mlp"])
+            self._swap(change, self._smaller(change))
 
-    def _score(self, change: Change) -> float:
-        return 1e6 * self.scores[change.key]
+    def _walk(self, model: PreTrainedModel, sequences: torch.Tensor) -> ReturningWalk:
+        return ReturningWalk(model, sequences, self.texts.batch_size, half=self.texts.half)
 
     def _order(self, change: Change) -> tuple[float, str]:
         return self.scores[change.key], change.key
@@ -199,6 +206,9 @@ class Chooser:
     def _swap(self, change: Change, block: nn.Module) -> None:
         self._blocks[change.block] = block
         self._sizes[change.block] = change.sizes
+        self._fit = None
+        for walk in (self._own, self._way):
+            walk.swap(change.block, block)
 
     def _options(self, most: int | None) -> list[Change]:
         """List the candidates; with a budget, none that goes below it, where that can be."""
@@ -211,66 +221,72 @@ class Chooser:
         if most is None:
             return found
         needed = self.parameters() - most
-        fitting = {change.key: change for change in found if self._saved(change) <= needed}
+        fitting = [change for change in found if self._saved(change) <= needed]
         for change in found:
             now = self._sizes[change.block]
-            if change.key in fitting or not now.mlp:
+            if change.kind not in ("mlp", "neurons") or change in fitting or now.mlp < 2:
                 continue
-            one = self._saved(Change(change.block, now.heads, now.mlp - 1)) if now.mlp > 1 else 0
-            left = now.mlp - -(-needed // one) if one else 0
-            if left > 0:
-                exact = Change(change.block, now.heads, left)
-                fitting[exact.key] = exact
-        return list(fitting.values()) or found
+            one = self._saved(Change(change.block, "neurons", now.heads, now.mlp - 1))
+            left = now.mlp - -(-needed // one)
+            exact = Change(change.block, "neurons", now.heads, left)
+            if left > 0 and exact not in fitting:
+                fitting.append(exact)
+        return fitting or found
 
-    def _fits(self, changes: Sequence[Change]) -> Iterator[BlockFit]:
-        """Walk to the blocks of some changes, in their order; give what makes them smaller."""
-        texts = self.texts
-        walks = [
-            BlockWalk(model, texts.calibration, texts.batch_size, half=texts.half)
-            for model in (self.model, self.teacher)
-        ]
-        own, goal = walks
-        for index in sorted({change.block for change in changes}):
-            while own.index < index:
-                own.advance()
-                goal.advance()
+    def _smaller(self, change: Change) -> nn.Module:
+        """Make the smaller block of a change, fitted to the model as it is."""
+        if self._fit is None or self._fit.index != change.block:
+            for walk in (self._own, self._goal):
+                walk.go_to(change.block)
             calls = [
                 BlockCall(call.hidden, call.args, call.kwargs, theirs.output)
-                for call, theirs in zip(own.calls(), goal.calls(), strict=True)
+                for call, theirs in zip(self._own.calls(), self._goal.calls(), strict=True)
             ]
-            yield BlockFit(
-                self._blocks[index],
-                self._sizes[index],
-                index,
+            self._fit = BlockFit(
+                self._blocks[change.block],
+                self._sizes[change.block],
+                change.block,
                 self.model.config,
                 calls,
-                half=texts.half,
+                half=self.texts.half,
             )
+        return self._fit.smaller(change.sizes)
 
-    def _measured(
-        self, changes: Sequence[Change], count: int
-    ) -> Iterator[tuple[Change, tuple[nn.Module, float]]]:
-        """Measure changes on the first sequences, note their scores, and give what was tried."""
+    def _measure(self, walk: ReturningWalk, index: int, block: nn.Module) -> float:
+        """Give the model's divergence on a walk's text, with a block in another one's place."""
+        walk.go_to(index)
+        return walk.measure(block, lambda number: self._answers.divergence(self.model, number))
+
+    def _first_look(self, changes: Sequence[Change]) -> None:
+        """Measure changes on a little text, block by block, and note their scores."""
         if not changes:
             return
-        texts = self.texts
-        walk = BlockWalk(self.model, texts.validation[:count], texts.batch_size, half=texts.half)
-
-        def divergence(number: int) -> float:
-            return self._answers.divergence(self.model, number)
-
-        if count not in self._now:
-            self._now[count] = walk.measure(self._blocks[0], divergence)
-        order = sorted(changes, key=lambda change: change.block)
-        progress = bar(len(order), "measuring", unit="change")
-        for fit in self._fits(order):
-            while walk.index < fit.index:
-                walk.advance()
-            for change in (one for one in order if one.block == fit.index):
-                block = fit.smaller(change.sizes)
-                value = walk.measure(block, divergence)
-                self.scores[change.key] = (value - self._now[count]) / self._saved(change)
-                progress.update()
-                yield change, (block, value)
+        coarse = self._walk(self.model, self.texts.validation[: self._coarse])
+        now = self._measure(coarse, 0, self._blocks[0])
+        progress = bar(len(changes), "measuring", unit="change")
+        for change in sorted(changes, key=lambda change: change.block):
+            value = self._measure(coarse, change.block, self._smaller(change))
+            self.scores[change.key] = (value - now) / self._saved(change)
+            progress.update()
+            log.info(
+                "%s: %.4g nats a million parameters", change.key, 1e6 * self.scores[change.key]
+            )
         progress.close()
+
+    def _cheapest(self, options: Sequence[Change]) -> tuple[Change, nn.Module, float]:
+        """Measure candidates until one is known to be the cheapest, or :data:`NEAR` are.
+
+        Returns:
+            the change, its block, and the model's divergence with it
+        """
+        if self._divergence is None:
+            self._divergence = self._measure(self._way, 0, self._blocks[0])
+        tried: dict[Change, tuple[nn.Module, float]] = {}
+        while True:
+            best = min(options if len(tried) < NEAR else tried, key=self._order)
+            if best in tried:
+                return best, *tried[best]
+            block = self._smaller(best)
+            value = self._measure(self._way, best.block, block)
+            self.scores[best.key] = (value - self._divergence) / self._saved(best)
+            tried[best] = block, value

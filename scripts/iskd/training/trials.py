@@ -16,6 +16,9 @@ from iskd.models.activations import BlockCall, first_tensor
 from iskd.models.families import family_of
 from iskd.training.objectives import next_token_loss
 
+MOST_KEPT = 2**29
+"""Bytes of hidden states that a walk that returns keeps at most."""
+
 Rest = list[tuple[tuple[Any, ...], dict[str, Any]]]
 """By block: what else it is handed besides the hidden states (mask, positions, rotary angles)."""
 
@@ -141,6 +144,53 @@ class BlockWalk:
     def _through(block: nn.Module, index: int, hidden: torch.Tensor, rest: Rest) -> torch.Tensor:
         args, kwargs = rest[index]
         return first_tensor(block(hidden, *args, **kwargs))
+
+
+class ReturningWalk(BlockWalk):
+    """A walk that can go back: the hidden states before every so many blocks are kept.
+
+    Args:
+        model: see :class:`BlockWalk`, as for ``sequences``, ``batch_size`` and ``half``.
+        most_kept: bytes of hidden states to keep, besides those at the first block.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sequences: torch.Tensor,
+        batch_size: int,
+        *,
+        half: bool = False,
+        most_kept: int = MOST_KEPT,
+    ) -> None:
+        super().__init__(model, sequences, batch_size, half=half)
+        size = sum(hidden.numel() * hidden.element_size() for hidden in self._hidden)
+        self._stride = max(1, -(-size * len(self._blocks) // most_kept))
+        self._kept = {0: self._hidden}
+
+    def advance(self) -> None:
+        """Go on to the next block."""
+        super().advance()
+        if self.index % self._stride == 0:
+            self._kept[self.index] = self._hidden
+
+    def go_to(self, index: int) -> None:
+        """Go to a block, from the nearest place before it whose hidden states are at hand."""
+        nearest = max(kept for kept in self._kept if kept <= index)
+        if index < self.index or self.index < nearest:
+            self._return_to(nearest)
+        while self.index < index:
+            self.advance()
+
+    def swap(self, index: int, block: nn.Module) -> None:
+        """Have the model's block of this number be another one; the caller has put it there."""
+        self._blocks[index] = block
+        self._kept = {kept: hidden for kept, hidden in self._kept.items() if kept <= index}
+        if self.index >= index:
+            self._return_to(max(self._kept))
+
+    def _return_to(self, index: int) -> None:
+        self.index, self._hidden, self._outputs = index, self._kept[index], None
 
 
 @contextmanager
