@@ -24,6 +24,7 @@ Key = tuple[str, str, int | None, int, str, str]
 """A model, a task, a metric."""
 
 RESAMPLES, SEED = 2000, 17
+GOLD = "gold_bits_per_byte"
 
 
 @dataclass
@@ -159,6 +160,7 @@ def recompute(folder: Path) -> dict[Key, Number]:
     _training(study)
     _texts(study)
     _tasks(study)
+    _choices(study)
     _generations(study)
     for (task,), path in study.find("measure_overlap", "items.jsonl.gz"):
         items = read_lines(path)
@@ -187,8 +189,45 @@ def _tasks(study: Study) -> None:
             study.add(model, task, metric, share(ours, sources))
             if model[1] != "teacher":
                 _beside_teacher(study, (*model, task, metric), (items, theirs), chance)
+        _gold(study, (*model, task, GOLD), (items, theirs))
         if model[1] == "teacher":
             study.add(model, task, "chance", Number(chance))
+
+
+def _gold(study: Study, key: Key, pair: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> None:
+    """What the right options cost, of one task and of the mean over all tasks so far."""
+    if "sums" not in pair[0][0] or GOLD not in pair[0][0]["sums"]:
+        return
+    sources = _sources(pair[0])
+    bits, others = (
+        [-item["log_likelihoods"][item["target"]] / math.log(2) for item in items] for items in pair
+    )
+    counts = [float(item["sums"][GOLD][1]) for item in pair[0]]
+    study.add(key[:4], key[4], GOLD, quotient(bits, counts, sources))
+    if key[1] == "teacher":
+        return
+    each = sum(counts) / len(counts)
+    ours, theirs = ([value / each for value in values] for values in (bits, others))
+    resampled = study.resamples.means([ours, theirs], sources)
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    found = quotient(differences, [1.0] * len(ours), sources)
+    _, found.low, found.high = spread_of(resampled[0] - resampled[1], len(set(sources)))
+    study.add(key[:4], key[4], f"{GOLD}_difference", found)
+
+
+def _choices(study: Study) -> None:
+    """The means over tasks."""
+    for name in (GOLD, f"{GOLD}_difference"):
+        tasks: dict[Model, list[Number]] = defaultdict(list)
+        for key, number in study.numbers.items():
+            if key[5] == name:
+                tasks[key[:4]].append(number)
+        for model, numbers in tasks.items():
+            count = len(numbers)
+            stderr = math.sqrt(sum(number.stderr**2 for number in numbers)) / count
+            value = sum(number.value for number in numbers) / count
+            mean = Number(value, stderr, n=sum(number.n for number in numbers))
+            study.add(model, "choices", name, mean)
 
 
 def _beside_teacher(

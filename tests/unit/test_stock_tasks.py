@@ -16,6 +16,8 @@ from iskd.data.rows import Row, read_any_rows, write_rows
 from iskd.errors import UserError
 from iskd.evaluation.catalogue import check_fewshot, find_task, hub_rows
 from iskd.evaluation.harness import evaluate_stock_task
+from iskd.evaluation.kinds import GOLD
+from iskd.evaluation.scores import gold_bits
 from tests.unit import test_harness
 from tests.unit.test_harness import cbt_row, hellaswag_row, run
 
@@ -115,6 +117,12 @@ def compare_hellaswag(folder: Path, rows: Path, model: GPT2LMHeadModel, tokenize
         for sample, record in zip(result.samples, records, strict=True):
             expected = [float(answer[0]) for answer in record["filtered_resps"]]
             assert sample["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
+        pairs = [(record, int(record["target"])) for record in records]
+        nats = [-float(record["filtered_resps"][right][0]) for record, right in pairs]
+        texts = [record["doc"]["choices"][right] for record, right in pairs]
+        bits = sum(nats) / math.log(2) / sum(len(text.encode()) for text in texts)
+        assert result.metrics[GOLD].value == pytest.approx(bits, rel=1e-6)
+        assert sum(gold_bits(result.samples)) / len(pairs) == pytest.approx(bits, rel=1e-6)
     assert 0 < own.metrics["acc"].value < 1
 
 

@@ -1,20 +1,24 @@
 """From all evaluations of a study to one tidy table."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from iskd.errors import UserError
 from iskd.evaluation import statistics
+from iskd.evaluation.kinds import GOLD
 from iskd.evaluation.metric import Metric, metric_of
 from iskd.evaluation.results import TEACHER_ARM, ModelKey, model_key, read_result, read_samples
-from iskd.evaluation.scores import score_of
+from iskd.evaluation.scores import gold_bits, score_of
 
 HELDOUT = "heldout"
 MODEL = "model"
 TRAINING = "training"
 GENERATION = "generation"
+CHOICES = "choices"
+"""What is a mean over all multiple-choice tasks."""
 FACTS = ("parameters", "flops_per_token", "checkpoint_bytes")
 """What the held-out loss finds out about a model."""
 
@@ -59,8 +63,14 @@ def collect(files: Mapping[str, Sequence[str]], spec: Mapping[str, Any]) -> list
         if key in evaluated:
             about = dict(zip(("teacher", "arm", "seed", "step"), key, strict=True))
             table.add(about, TRAINING, _plain(cost))
+    bits: dict[ModelKey, list[Mapping[str, Metric]]] = {}
     for about, metrics in _answers(files, spec):
         table.add(about, about["task"], metrics)
+        if GOLD in metrics:
+            bits.setdefault(model_key(about), []).append(metrics)
+    for key, found in bits.items():
+        about = dict(zip(("teacher", "arm", "seed", "step"), key, strict=True))
+        table.add(about, CHOICES, _mean_of_tasks(found))
     for about, path in zip(spec["generations"], files["generations"], strict=True):
         table.add(about, GENERATION, read_result(Path(path))["metrics"])
     for about, path in zip(spec["overlaps"], files["overlaps"], strict=True):
@@ -93,6 +103,23 @@ class _Rows:
                 {"study": self.study, **model, "reduction": reduction, "task": task}
                 | {"metric": name, **(vars(metric) if isinstance(metric, Metric) else metric)}
             )
+
+
+def _mean_of_tasks(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Metric]:
+    """Give the mean over tasks of what gold options cost; the tasks' items are independent."""
+    means = {}
+    for name in (GOLD, f"{GOLD}_difference"):
+        found = [_as_metric(metrics[name]) for metrics in tasks if name in metrics]
+        if len(found) == len(tasks):
+            errors = [one.stderr for one in found if one.stderr is not None]
+            stderr = math.hypot(*errors) / len(found) if len(errors) == len(found) else None
+            value = math.fsum(one.value for one in found) / len(found)
+            means[name] = Metric(value, stderr, sum(one.n for one in found))
+    return means
+
+
+def _as_metric(metric: Metric | Mapping[str, Any]) -> Metric:
+    return metric if isinstance(metric, Metric) else Metric(**metric)
 
 
 def beside_teacher(
@@ -173,6 +200,11 @@ def _answers(
                 f"{path}: holds other items than the teacher's answers; delete both, the next call "
                 f"makes them again"
             )
+        if GOLD in metrics and GOLD in theirs_read[0].get("sums", {}):
+            named = [sample["source"] for sample in samples]
+            pair = gold_bits(samples), gold_bits(theirs_read)
+            difference = statistics.paired_difference(*pair, named, **spec["bootstrap"])
+            metrics[f"{GOLD}_difference"] = metric_of(difference)
         for name in result["metrics"]:
             if any(name in sample["sums"] for sample in samples if "sums" in sample):
                 continue

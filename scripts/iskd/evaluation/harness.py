@@ -164,7 +164,8 @@ def evaluate_stock_task(
         for record, source in zip(records, named, strict=True)
     ]
     metrics = metrics_of(samples, name, stock=True)
-    for metric, found in metrics.items():
+    for metric in described.metrics:
+        found = metrics[metric]
         if not math.isclose(found.value, numbers[metric], rel_tol=1e-9, abs_tol=1e-12):
             raise RuntimeError(f"{name}: lm-eval works out {metric} otherwise")
     chance = chance_of(samples) if described.output_type == "multiple_choice" else None

@@ -14,6 +14,11 @@ Rule = Literal["sum", "token_mean", "char_mean"]
 """What the log-likelihood of an option is divided by before the highest wins: nothing, the number
 of its scored tokens, or the number of its characters."""
 
+GOLD = "gold_bits_per_byte"
+"""Bits per byte of the right option, given what stands before it: a smoother measure of a small
+model than the share of right choices (Heineman et al. 2025, arXiv 2508.13144). Of all
+multiple-choice tasks; a sum of bits over a sum of bytes."""
+
 
 @dataclass(frozen=True)
 class Kind:

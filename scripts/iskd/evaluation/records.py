@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from iskd.evaluation.catalogue import MEAN, LmTask
-from iskd.evaluation.kinds import Kind, Rule
+from iskd.evaluation.kinds import GOLD, Kind, Rule
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -34,9 +34,15 @@ def own_sample(
         "target": target,
         "choice": choice,
         "correct": {name: picked == target for name, picked in choice.items()},
+        "sums": gold_sums(log_likelihoods[target], texts[target]),
         "log_likelihoods": log_likelihoods,
         "token_counts": token_counts,
     }
+
+
+def gold_sums(log_likelihood: float, text: str) -> dict[str, list[float]]:
+    """Give what a row adds to :data:`iskd.evaluation.kinds.GOLD`: nats, and bytes of the option."""
+    return {GOLD: [log_likelihood, max(1, len(text.encode()))]}
 
 
 def _pick(
@@ -74,6 +80,11 @@ def stock_sample(
     log_likelihoods = [float(answer[0] if has_verdict else answer) for answer in answers]
     counts = [int(getattr(answer, "tokens", 0)) for answer in answers]
     if is_choice:
+        right = found["target"] if isinstance(found["target"], list) else [found["target"]]
+        likeliest = max(right, key=lambda place: float(answers[place][0]))
+        # Where beginnings are compared, all of them go on with the same text.
+        text = task.doc_to_target(record["doc"]) if task.multiple_input else texts[likeliest]
+        found["sums"] |= gold_sums(float(answers[likeliest][0]), str(text))
         found["choice"] = {
             metric: _pick(rule, log_likelihoods, counts, texts)
             for metric, rule in _PICKED_BY.items()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iskd.evaluation.catalogue import find_task
-from iskd.evaluation.kinds import KINDS
+from iskd.evaluation.kinds import GOLD, KINDS
 from iskd.evaluation.metric import Metric, metric_of
 
 
@@ -20,8 +20,12 @@ def metrics_of(
         stock: whether it is lm-eval's.
     """
     if stock:
-        return {metric: stock_metric(samples, metric) for metric in find_task(kind).metrics}
-    return accuracies(samples, list(KINDS[kind].metrics))
+        metrics = {metric: stock_metric(samples, metric) for metric in find_task(kind).metrics}
+    else:
+        metrics = accuracies(samples, list(KINDS[kind].metrics))
+    if GOLD in samples[0].get("sums", {}):
+        metrics[GOLD] = stock_metric(samples, GOLD)
+    return metrics
 
 
 def accuracies(samples: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Metric]:
@@ -49,7 +53,7 @@ def stock_metric(samples: Sequence[Mapping[str, Any]], metric: str) -> Metric:
     if metric in samples[0]["sums"]:
         losses = [-sample["sums"][metric][0] for sample in samples]
         counts = [sample["sums"][metric][1] for sample in samples]
-        if metric.startswith("bits_per"):
+        if metric == GOLD or metric.startswith("bits_per"):
             bits = [loss / math.log(2) for loss in losses]
             return metric_of(statistics.ratio(bits, counts, named))
         return metric_of(statistics.perplexity(losses, counts, named))
@@ -62,6 +66,17 @@ def score_of(sample: Mapping[str, Any], metric: str) -> float:
     """Give what a row adds to a mean: 0 or 1 for an accuracy."""
     found = sample["correct"].get(metric)
     return float(sample["scores"][metric] if found is None else found)
+
+
+def gold_bits(samples: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Give each row's bits for its right option, in units of the rows' mean number of bytes.
+
+    Their mean is the metric :data:`iskd.evaluation.kinds.GOLD`. The bytes are those of the rows, so
+    that two models can be compared row by row.
+    """
+    sums = [sample["sums"][GOLD] for sample in samples]
+    unit = math.log(2) * math.fsum(count for _, count in sums) / len(sums)
+    return [-log_likelihood / unit for log_likelihood, _ in sums]
 
 
 def chance_of(samples: Sequence[Mapping[str, Any]]) -> float:

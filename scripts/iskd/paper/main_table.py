@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from iskd.errors import UserError
+from iskd.evaluation.kinds import GOLD
 from iskd.evaluation.results import TEACHER_ARM
 from iskd.evaluation.retention import corrected_retention, retention
 from iskd.paper.measures import PARAMETERS, measure
@@ -21,6 +22,10 @@ MAIN_TABLE_NOTE = (
     "items, paired with the teacher's."
 )
 """What the columns of `main_table` mean; a caption may end with it."""
+
+BESIDE = (("choices", GOLD), ("generation", "teacher_loss"), ("generation", "distinct_3"))
+"""What stands in the table behind all losses: bits per byte of right answers, mean over tasks, and
+whether a model still writes: what its teacher thinks of it, and how seldom it repeats itself."""
 
 # The rows of metrics.csv that hold the intervals of what is kept.
 _INTERVALS_OF = {"retention": "retention", "corrected_retention": "margin"}
@@ -38,7 +43,8 @@ def main_table(
     Args:
         metrics: a frame of `iskd.paper.metrics.read_metrics`.
         headline: for each task the metric to show, in order; the held-out loss comes last,
-            wherever it was measured, and behind it the loss on texts beside the corpus.
+                wherever it was measured, behind it the loss on texts beside the corpus, and
+            :data:`BESIDE`.
         chance: for some tasks the score of a random choice, a fraction.
         claims: numbers to print beside ours, as the config has them: teacher, task, metric,
             reduction and retention (fractions), source.
@@ -61,6 +67,8 @@ def main_table(
     table = aggregate(checked)
     panels = _with_claimed(headline_panels(checked, headline), checked, claims)
     panels += other_texts(checked, headline)
+    measured = set(zip(checked["task"], checked["metric"], strict=True))
+    panels += [panel for panel in BESIDE if panel in measured]
     # Not every task need be run with every seed: the column says how many seeds there are at most.
     frame = table.groupby(MODEL, as_index=False)[["seeds", "reduction"]].max()
     sizes = rows_of(table, *PARAMETERS)[[*MODEL, "value"]]
@@ -99,7 +107,7 @@ def _with_score(
     values = rows_of(table, task, metric)[[*MODEL, "value", "spread", "spread_of"]]
     frame = frame.merge(values.rename(columns=columns), on=MODEL, how="left")
     frame[columns["spread_of"]] = frame[columns["spread_of"]].fillna("")
-    if not measure(metric).higher_is_better:
+    if not measure(metric).higher_is_better or (task, metric) in BESIDE:
         return frame
     _add_retention(frame, values, name, level)
     for kind, suffix in _INTERVALS_OF.items():

@@ -40,6 +40,9 @@ MEASURES: Mapping[str, Measure] = {
     "perplexity": Measure("perplexity", "ppl", "", 1.0, 2, False),
     "word_perplexity": Measure("perplexity per word", "ppl/word", "", 1.0, 2, False),
     "byte_perplexity": Measure("perplexity per byte", "ppl/byte", "", 1.0, 3, False),
+    "gold_bits_per_byte": Measure("bits per byte, right answers", "bits/byte", "", 1.0, 3, False),
+    "teacher_loss": Measure("loss under the teacher", "loss", "nats/token", 1.0, 3, False),
+    "distinct_3": Measure("distinct 3-grams", "distinct", "%", 100.0, 1, True),
     "bits_per_byte": Measure("bits per byte", "bits/byte", "", 1.0, 3, False),
 }
 
