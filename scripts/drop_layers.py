@@ -5,6 +5,7 @@ from pathlib import Path
 from iskd.runtime.job import run_rule
 
 with run_rule() as job:
+    from iskd.baselines.gaps import refit_before_gaps
     from iskd.baselines.layer_drop import block_influence, drop_layers
     from iskd.baselines.tuning import tune_and_publish
     from iskd.data.corpus import load_sequences, step_sequences
@@ -28,6 +29,11 @@ with run_rule() as job:
         parameters=None if by_steps else target,
         first=replaced if selection["choose"] == "reference" else (),
     )
+    if selection.get("gap", "none") == "refit":
+        kept = [i for i in range(len(influence)) if i not in facts["dropped"]]
+        half = job.params["training"]["precision"] == "bfloat16"
+        teacher = load_model(job.folder("teacher"))
+        facts["refitted"] = refit_before_gaps(model, teacher, kept, calibration, size, half=half)
     tune_and_publish(job, model)
     (job.out / "dropped.json").write_text(canonical_json(facts), encoding="utf-8")
     job.summary |= {"target": target}

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from iskd.baselines.blocks import keep_blocks
+from iskd.baselines.gaps import refit_before_gaps
 from iskd.baselines.layer_drop import block_influence, drop_layers
 from iskd.errors import UserError
 from iskd.models import ChangedBlocks, NarrowSizes, family_of, parameter_count, replace_block
@@ -352,3 +353,38 @@ def test_named_blocks_go_first(tiny_model: MakeModel) -> None:
     assert facts["dropped"] == [1, 0]
     _, facts = drop_layers(model, [0.1, 0.3, 0.2], count=2, first=[2, 1])
     assert facts["dropped"] == [2, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_gap_is_bridged_by_the_mlp_before_it(family: str, tiny_model: MakeModel) -> None:
+    generator = torch.Generator().manual_seed(3)
+    text = torch.randint(1, VOCABULARY, (40, 16), generator=generator)
+    teacher = tiny_model(family, blocks=6).eval()
+    for number in (2, 3):
+        block: Any = family_of(teacher.config).blocks(teacher)[number]
+        for parameter in block.parameters():
+            parameter.mul_(0.7)
+    smaller, facts = drop_layers(teacher, [0.9, 0.8, 0.1, 0.2, 0.7, 0.6], count=2)
+    kept = [index for index in range(6) if index not in facts["dropped"]]
+    before = {name: value.clone() for name, value in smaller.state_dict().items()}
+
+    def distance() -> float:
+        wanted = teacher.base_model(text[30:]).last_hidden_state
+        return float((smaller.eval().base_model(text[30:]).last_hidden_state - wanted).norm())
+
+    plain = distance()
+    assert refit_before_gaps(smaller, teacher, kept, text[:30], 8) == [1]
+    assert distance() < plain
+    changed = {n for n, value in smaller.state_dict().items() if not torch.equal(value, before[n])}
+    writer = family_of(teacher.config).adapter.writers[1]
+    assert changed
+    assert all(f".1.{writer}." in name for name in changed)
+
+
+def test_without_a_gap_nothing_is_refitted(tiny_model: MakeModel) -> None:
+    teacher = tiny_model("llama", blocks=4)
+    smaller = keep_blocks(teacher, [1, 2, 3])
+    before = copy.deepcopy(smaller.state_dict())
+    assert refit_before_gaps(smaller, teacher, [1, 2, 3], IDS.expand(4, -1), 2) == []
+    assert all(torch.equal(value, before[name]) for name, value in smaller.state_dict().items())

@@ -746,7 +746,13 @@ class LayerDropArm(BaselineArm):
         "reference replaces, so that the difference is what its new blocks earn.",
     )
     calibration: Positive = Field(
-        16, description="Sequences on which the blocks' influence is measured."
+        16,
+        description="Sequences on which the blocks' influence is measured and a refit is fitted.",
+    )
+    gap: Literal["none", "refit"] = Field(
+        "none",
+        description="refit: before training, the MLP before each gap is refitted, in closed form, "
+        "to what the blocks left out did (compare ReplaceMe, arXiv 2505.02819).",
     )
     objective: Objective = Field(
         default_factory=Objective, description="What this arm is trained to do."

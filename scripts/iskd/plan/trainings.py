@@ -227,7 +227,9 @@ class StudyTrainings:
                 "shape": shape.model_dump() if shape is not None else None,
             }
         if isinstance(arm, LayerDropArm):
-            params["selection"] = arm.model_dump(include={"match", "choose", "calibration"})
+            # A gap that nothing is done about is no parameter: such arms are not made again.
+            keys = {"match", "choose", "calibration"} | ({"gap"} if arm.gap != "none" else set())
+            params["selection"] = arm.model_dump(include=keys)
         return params
 
     def recording(self, model: ModelId) -> RecordingSettings | None:
