@@ -196,10 +196,11 @@ class StepSettings(ReplacementSettings):
 class AtOnceSettings(ReplacementSettings):
     """The parameters of ``substitute_at_once``.
 
-    ``first`` and ``curriculum`` are those of a stochastic replacement, None without one.
+    ``blocks`` is None where they are measured; ``first`` and ``curriculum`` are those of a
+    stochastic replacement, None without one.
     """
 
-    blocks: list[int]
+    blocks: list[int] | None
     first: float | None
     curriculum: float | None
 

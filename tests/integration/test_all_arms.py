@@ -18,7 +18,8 @@ from .conftest import ARMS as CALL
 
 RESULTS = "results/arms"
 ARMS = {
-    "paper", "as_published", "distilled", "bottleneck", "narrow", "parts", "one_shot", "theseus",
+    "paper", "as_published", "distilled", "bottleneck", "narrow", "parts", "parts_once", "one_shot",
+    "theseus",
     "l1", "l1_exact", "kd_alternate", "layer_drop", "layer_drop_steps", "exact", "sampled",
 }  # fmt: skip
 
@@ -67,6 +68,9 @@ def test_recipe_parts_meets_its_budget_and_says_how(done: Clone) -> None:
     size = {arm: int(row["parameters"]) for (arm, _), row in table(done).items()}
     most = size["teacher"] - 0.1 * size["teacher"]
     assert most - 200 < size["parts"] <= most
+    assert most - 200 < size["parts_once"] <= most
+    once = read(done, "substitute_at_once/toy/parts_once/seed_3/step_02/substitution.json")
+    assert sum(row["saved"] for row in once["changes"]) == size["teacher"] - size["parts_once"]
     chain = "substitute_block/toy/parts/seed_3"
     taken = [
         row
@@ -102,6 +106,8 @@ def test_what_was_decided_on_the_way_is_written_down(done: Clone) -> None:
     assert dropped["narrowed"] is not None
     by_steps = read(done, "drop_layers/toy/layer_drop_steps/seed_3/step_02/dropped.json")
     assert len(by_steps["dropped"]) == 2
+    assert set(by_steps["refitted"]).isdisjoint(by_steps["dropped"])
+    assert "refitted" not in dropped
     student = read(done, "distill_student/toy/kd_alternate/seed_3/step_02/student.json")
     assert student["taken"] == sorted(student["taken"])
 

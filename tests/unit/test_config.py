@@ -267,6 +267,16 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "arms.x.choose",
         "step by step",
     ),
+    (
+        {"arms.x": {"method": "theseus", "compact": {"recipe": "parts", "reduction": 0.1}}},
+        "arms.x.compact.recipe",
+        "before any training",
+    ),
+    (
+        {"arms.x": {"method": "one_shot", "compact": {"recipe": "parts", "reduction": 0.1}}},
+        "arms.x.reference",
+        "sets aside",
+    ),
     ({"arms.x": {"method": "theseus", "first": 2}}, "arms.x.first", "less than or equal to 1"),
     (
         {"arms.iskd.as_published": True, f"{TOY}.family": "llama"},

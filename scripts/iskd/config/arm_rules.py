@@ -12,12 +12,17 @@ from iskd.config.schema import (
     LayerDropArm,
     Objective,
     OneShotArm,
+    Replacing,
     Teacher,
     TheseusArm,
 )
 from iskd.evaluation.results import TEACHER_ARM
 
 PUBLISHED_FAMILIES = ("gpt2", "phi")
+
+
+def _recipe(arm: Replacing, teacher: Teacher) -> str:
+    return (arm.compact or teacher.compact).recipe
 
 
 class ArmRules(BlockRules):
@@ -109,7 +114,7 @@ class ArmRules(BlockRules):
                         f"steps would leave out all {last} blocks of {teacher_name}; use "
                         f"parameters, or match an earlier step",
                     )
-            if isinstance(arm, OneShotArm | TheseusArm):
+            if isinstance(arm, OneShotArm | TheseusArm) and _recipe(arm, teacher) != "parts":
                 self._known_order(f"arms.{name}.order", arm.order or teacher.order)
             if isinstance(arm, LayerDropArm) and arm.choose == "reference":
                 reference = self.study.arms[arm.reference or references[0]]
@@ -139,14 +144,22 @@ class ArmRules(BlockRules):
                     )
             if isinstance(arm, IskdArm) and arm.as_published:
                 self._published(name, arm, teacher_name, teacher)
-            if (arm.compact or teacher.compact).recipe == "parts":
-                self._chosen_parts(name, arm)
+            if _recipe(arm, teacher) == "parts":
+                self._chosen_parts(name, arm, teacher)
 
-    def _chosen_parts(self, name: str, arm: IskdArm | OneShotArm | TheseusArm) -> None:
-        if not isinstance(arm, IskdArm):
+    def _chosen_parts(
+        self, name: str, arm: IskdArm | OneShotArm | TheseusArm, teacher: Teacher
+    ) -> None:
+        if isinstance(arm, TheseusArm):
             self.fail(
                 f"arms.{name}.compact.recipe",
-                "recipe parts chooses step by step, which only method iskd has; use narrow",
+                "recipe parts changes blocks before any training; use narrow, or method one_shot",
+            )
+        if isinstance(arm, OneShotArm) and not self._measures(arm, teacher):
+            self.fail(
+                f"arms.{name}.reference",
+                "recipe parts measures on sequences that its reference sets aside; name an iskd "
+                "arm of recipe parts, or with a measured order",
             )
         if arm.order not in (None, "measured"):
             self.fail(f"arms.{name}.order", "recipe parts measures its order; remove this key")
@@ -155,6 +168,13 @@ class ArmRules(BlockRules):
                 f"arms.{name}.warm_start",
                 "recipe parts starts from the teacher's own weights; remove this key",
             )
+
+    def _measures(self, arm: BaselineArm, teacher: Teacher) -> bool:
+        """Say whether a baseline's reference sets sequences aside to measure on."""
+        named = [a for n, a in self.study.arms.items() if arm.reference in (None, n)]
+        reference = next(one for one in named if isinstance(one, IskdArm))
+        order = reference.order or teacher.order
+        return order == "measured" or _recipe(reference, teacher) == "parts"
 
     def _published(self, name: str, arm: IskdArm, teacher_name: str, teacher: Teacher) -> None:
         compact = arm.compact or teacher.compact

@@ -251,8 +251,8 @@ class Compact(Section):
         "paper",
         description="paper: projections around a small backbone of the same family; bottleneck: "
         "the same without inner position embedding, one wider layer; narrow: no projections, fewer "
-        "heads and MLP neurons; parts (method iskd): each step measures which change of which "
-        "block costs least by parameter saved, and makes it.",
+        "heads and MLP neurons; parts (methods iskd and one_shot): each step measures "
+        "which change of which block costs least by parameter saved, and makes it.",
     )
     changes: Annotated[list[ChangeKind], Field(min_length=1)] | None = Field(
         None,

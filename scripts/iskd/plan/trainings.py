@@ -182,10 +182,10 @@ class StudyTrainings:
             Besides those, ``sizes`` of the compact blocks, and ``save_precision``.
         """
         arm, order = self.study.arms[model.arm], self.order(model)
-        assert order is not None  # noqa: S101 - checked when the config was read
         theseus = arm if isinstance(arm, TheseusArm) else None
         return {
-            "blocks": order[: model.step],
+            # Recipe parts finds its blocks by measuring.
+            "blocks": None if order is None else order[: model.step],
             "first": theseus.first if theseus else None,
             "curriculum": theseus.curriculum if theseus else None,
             **self._matched(model),

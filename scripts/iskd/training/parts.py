@@ -16,7 +16,7 @@ from iskd.models.substitution import settle_blocks
 from iskd.provenance.machine import bits_depend_on
 from iskd.runtime.distributed import world
 from iskd.runtime.workdir import WorkFolder
-from iskd.settings import ChangeKind, SizeRequest, StepSettings
+from iskd.settings import ChangeKind, ReplacementSettings, SizeRequest
 from iskd.training.choice import Chooser, Texts
 from iskd.training.loop import fine_tune
 from iskd.training.steps import Outcome, make_objective
@@ -69,11 +69,12 @@ def substitute_parts(
     teacher: Callable[[], PreTrainedModel],
     budget: Budget,
     corpus: torch.Tensor,
-    settings: StepSettings,
+    settings: ReplacementSettings,
     *,
     known: Mapping[str, float],
     step: int,
     seed: int,
+    first: int | None = None,
     recorded: Sequence[Path] = (),
     work: WorkFolder | None = None,
 ) -> Outcome:
@@ -91,6 +92,7 @@ def substitute_parts(
         known: the scores of the step before, by change.
         step: number of the step, from 1.
         seed: seed of the run; each step draws numbers of its own.
+        first: the first step whose sequences are trained on; left out, the step alone.
         recorded: what the teacher has said, where the objective asks for it: see
             :func:`make_objective`.
         work: where the choice and the states of the fine-tuning are kept.
@@ -106,7 +108,8 @@ def substitute_parts(
     own_seed = seed * 1000 + step
     training = settings.training
     corpus, validation = without_validation(corpus, settings.validation)
-    rows = step_rows(len(corpus), training.sequences, seed=seed, first=step, last=step)
+    first = step if first is None else first
+    rows = step_rows(len(corpus), training.sequences, seed=seed, first=first, last=step)
     sequences = corpus[rows]
     texts = Texts(
         sequences[: settings.start.calibration],
@@ -141,5 +144,5 @@ def substitute_parts(
         objective=make_objective(settings.objective, teacher, recorded=recorded, rows=rows),
         work=work,
     )
-    first = facts["changes"][0]["block"] if facts["changes"] else None
-    return Outcome(model, history, {**facts, "block": first, "parameters": model.num_parameters()})
+    block = facts["changes"][0]["block"] if facts["changes"] else None
+    return Outcome(model, history, {**facts, "block": block, "parameters": model.num_parameters()})

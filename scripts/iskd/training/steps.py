@@ -168,6 +168,7 @@ def substitute_at_once(
         work: where the states of the fine-tuning are kept.
     """
     training, indices = settings.training, settings.blocks
+    assert indices is not None  # noqa: S101 - only recipe parts measures them
     corpus, _ = without_validation(corpus, settings.validation)
     rows = step_rows(len(corpus), training.sequences, seed=seed, first=1, last=step)
     sequences = corpus[rows]
