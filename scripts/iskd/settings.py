@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 Precision = Literal["float32", "bfloat16"]
 Initialisation = Literal["paper", "zero_up", "pca", "least_squares", "teacher", "refit"]
 ChangeKind = Literal["attention", "heads", "mlp", "neurons", "block"]
+ChoiceKind = Literal["measured", "budgeted"]
+"""How recipe ``parts`` chooses: the cheapest change again and again, or all by a program."""
 CacheKind = Literal["none", "exact", "sampled"]
 """How a training asks its teacher: each time, or what was recorded: all of it, or draws."""
 
@@ -128,7 +130,8 @@ class SizeRequest:
     What is None follows from ``reduction``, from the size of the block that ``like`` describes, or
     else from the paper's proportions. ``replaced`` is the number of blocks that are replaced once
     the reduction is to be reached; 1 where no reduction is requested. ``published`` keeps the
-    published code's defects. ``changes`` are the candidates of recipe ``parts``, None otherwise.
+    published code's defects. ``changes`` are the candidates of recipe ``parts``, and ``choice`` how
+    it chooses among them; None otherwise.
     """
 
     recipe: Literal["paper", "bottleneck", "narrow", "parts"]
@@ -142,6 +145,7 @@ class SizeRequest:
     replaced: int = 1
     like: "SizeRequest | None" = None
     changes: tuple[ChangeKind, ...] | None = None
+    choice: ChoiceKind | None = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

@@ -118,8 +118,12 @@ class BlockRules(Rules):
             self.fail(f"{key}.initialisation", "recipe parts starts with refit; remove this key")
 
     def _not_parts(self, key: str, compact: Compact) -> None:
-        if compact.changes is not None:
-            self.fail(f"{key}.changes", f"recipe {compact.recipe} has no changes; remove this key")
+        for foreign in ("changes", "choice"):
+            if getattr(compact, foreign) is not None:
+                self.fail(
+                    f"{key}.{foreign}",
+                    f"recipe {compact.recipe} has no {foreign}; remove this key",
+                )
         if compact.initialisation == "refit":
             self.fail(f"{key}.initialisation", "refit is how recipe parts starts; use that recipe")
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from iskd.config.best import with_best
-from iskd.settings import CacheKind, ChangeKind, Initialisation
+from iskd.settings import CacheKind, ChangeKind, ChoiceKind, Initialisation
 
 # A name becomes a folder below results/: no separators, no dots in front, nothing for a shell.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -258,6 +258,13 @@ class Compact(Section):
         None,
         description="What recipe parts may do to a block: leave out its attention, its mlp or both "
         "(block), fewer heads, fewer neurons. Left out, all of these.",
+    )
+    choice: ChoiceKind | None = Field(
+        None,
+        description="How recipe parts chooses. measured: the change that costs least, one after "
+        "the other, each measured in the model as it is by then; budgeted: all of a step at once, "
+        "by an integer program over damages measured one by one and over some pairs. Left out, "
+        "measured.",
     )
     reduction: SplitShare | None = Field(
         None,

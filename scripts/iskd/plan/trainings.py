@@ -284,6 +284,7 @@ def _request(compact: Compact) -> SizeRequest:
     given = compact.model_dump(exclude={"initialisation", "calibration"})
     if compact.recipe == "parts":
         given["changes"] = list(compact.changes or get_args(ChangeKind))
+        given["choice"] = compact.choice or "measured"
     return SizeRequest.of(given)
 
 

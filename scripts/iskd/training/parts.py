@@ -16,7 +16,8 @@ from iskd.models.substitution import settle_blocks
 from iskd.provenance.machine import bits_depend_on
 from iskd.runtime.distributed import world
 from iskd.runtime.workdir import WorkFolder
-from iskd.settings import ChangeKind, ReplacementSettings, SizeRequest
+from iskd.settings import ChangeKind, ChoiceKind, ReplacementSettings, SizeRequest
+from iskd.training.budgeted import BudgetedChooser
 from iskd.training.choice import Chooser, Texts
 from iskd.training.loop import fine_tune
 from iskd.training.steps import Outcome, make_objective
@@ -33,11 +34,13 @@ class Budget:
         parameters: most that the model may have after it.
         exact: narrow the last change so that it has no fewer, to within one neuron.
         changes: the kinds of changes that are candidates.
+        choice: how they are chosen.
     """
 
     parameters: int
     exact: bool
     changes: tuple[ChangeKind, ...]
+    choice: ChoiceKind = "measured"
 
     @classmethod
     def of(cls, config: PreTrainedConfig, request: SizeRequest, step: int) -> Self:
@@ -52,7 +55,12 @@ class Budget:
             UserError: sizes that do not fit, or a reduction out of reach.
         """
         left = parameters_after(config, request, step)
-        return cls(left, exact=step == request.replaced, changes=request.changes or ())
+        return cls(
+            left,
+            exact=step == request.replaced,
+            changes=request.changes or (),
+            choice=request.choice or "measured",
+        )
 
 
 def earlier_scores(previous: Path) -> dict[str, float]:
@@ -117,7 +125,8 @@ def substitute_parts(
         training.batch_size,
         half=training.precision == "bfloat16",
     )
-    chooser = Chooser(previous, teacher(), texts, budget.changes, known)
+    chooser_of = BudgetedChooser if budget.choice == "budgeted" else Chooser
+    chooser = chooser_of(previous, teacher(), texts, budget.changes, known)
     measured = False
 
     def choose() -> dict[str, Any]:
