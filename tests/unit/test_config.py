@@ -277,6 +277,11 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "arms.x.reference",
         "sets aside",
     ),
+    (
+        {f"{TOY}.compact": {"recipe": "narrow", "choice": "budgeted"}},
+        f"{TOY}.compact.choice",
+        "has no choice",
+    ),
     ({"arms.x": {"method": "theseus", "first": 2}}, "arms.x.first", "less than or equal to 1"),
     (
         {"arms.iskd.as_published": True, f"{TOY}.family": "llama"},
