@@ -84,7 +84,7 @@ def test_a_users_workflow_makes_the_same_artifacts(user: Clone, finished: Clone)
 
 
 def test_local_files_stay_where_they_are(tmp_path: Path) -> None:
-    story = json.dumps({"text": "A fox saw a hen. The hen saw the fox."})
+    stories = [json.dumps({"text": f"Fox {n} saw a hen. The hen saw it."}) for n in range(20)]
     corpus = {"source": "files", "files": ["stories.jsonl"], "block_length": 64}
     tasks = {"hellaswag": {"source": "file", "file": "rows.jsonl"}}
     row = {"activity_label": "Fox", "ctx_a": "A fox", "ctx_b": "", "label": "0"}
@@ -92,7 +92,7 @@ def test_local_files_stay_where_they_are(tmp_path: Path) -> None:
     study = STUDY | {"corpus": corpus, "tasks": tasks, "data_folder": "data"}
     user = make_user(tmp_path, study)
     (user.folder / "data").mkdir()
-    (user.folder / "data/stories.jsonl").write_text(f"{story}\n" * 20)
+    (user.folder / "data/stories.jsonl").write_text("\n".join(stories) + "\n")
     (user.folder / "data/rows.jsonl").write_text(f"{rows}\n")
     done = user.snakemake("-n", "compression/results/tiny/table_main/main.csv")
     assert done.returncode == 0, done.stdout + done.stderr

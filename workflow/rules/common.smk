@@ -18,9 +18,11 @@ if str(SCRIPTS) not in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:1]:
 
 from iskd.config import (
     check_data_files,
+    check_fetched_corpus,
     complete,
     data_folder,
     load_study,
+    model_notes,
     put_stand_ins,
 )
 from iskd.config.schema import (
@@ -34,7 +36,7 @@ from iskd.config.schema import (
 )
 from iskd.devices import visible_gpus
 from iskd.errors import UserError
-from iskd.plan import HELDOUT, ModelId, StudyPlan
+from iskd.plan import HELDOUT, ModelId, StudyPlan, given_folders
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.presence import put_aside_incomplete
 from iskd.provenance.times import settle_times
@@ -76,6 +78,7 @@ def checked_study():
             put_stand_ins(study)
         elif workflow.is_main_process:
             check_data_files(study, config_name())
+            check_fetched_corpus(study, results_folder(study.study), config_name())
             if not workflow.deployment_settings.deployment_method:
                 # Otherwise jobs have packages of their own, and look for them themselves.
                 check_packages(
@@ -85,6 +88,20 @@ def checked_study():
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+
+
+def check_reductions():
+    """Refuse a reduction out of reach, and say what is kept of each model in a local folder."""
+    try:
+        data = data_folder(STUDY, config_name()) if STUDY.data_folder else None
+        folders = given_folders(STUDY, data, results_folder(STUDY.study))
+        PLAN.check_reductions(folders, config_name())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    if not workflow.output_settings.quiet:
+        for note in model_notes(STUDY, config_name()):
+            print(note, file=sys.stderr)
 
 
 def lock_study():
@@ -168,6 +185,8 @@ def say_what_was_made():
 
 
 if workflow.is_main_process:
+    if "ISKD_PLAN_ONLY" not in os.environ:
+        check_reductions()
     # A workflow that has this one as a module has jobs of its own to tell of.
     if not (workflow.output_settings.quiet or MODULE is not None):
         logging.getLogger("snakemake.logging").addHandler(PROGRESS)
