@@ -1,5 +1,6 @@
 # What the rules share: the checked study, and functions that find inputs and parameters.
 
+import importlib.util
 import logging
 import os
 import sys
@@ -63,6 +64,27 @@ def results_folder(study):
     return Path(results, study)
 
 
+def check_environment():
+    """Check that the packages which jobs import are installed where Snakemake is.
+
+    Whoever deploys the workflow may call it from an environment that has Snakemake alone.
+    """
+    for name in (
+        "torch",
+        "transformers",
+        "lm_eval",
+        "safetensors",
+        "pandas",
+        "seaborn",
+    ):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"the Python package {name} is missing: call Snakemake from the environment of "
+                "envs/requirements.lock (`make` makes it in .venv), or with "
+                "--software-deployment-method conda"
+            )
+
+
 def checked_study():
     """Check the config and the local files it names; a mistake ends Snakemake in one line."""
     try:
@@ -81,6 +103,7 @@ def checked_study():
             check_fetched_corpus(study, results_folder(study.study), config_name())
             if not workflow.deployment_settings.deployment_method:
                 # Otherwise jobs have packages of their own, and look for them themselves.
+                check_environment()
                 check_packages(
                     study.tracking.trackers, f"{config_name()}: tracking.report_to"
                 )
@@ -102,6 +125,25 @@ def check_reductions():
     if not workflow.output_settings.quiet:
         for note in model_notes(STUDY, config_name()):
             print(note, file=sys.stderr)
+
+
+def in_container():
+    """Say whether jobs are asked to run in a container (--software-deployment-method apptainer)."""
+    methods = workflow.deployment_settings.deployment_method
+    return any(method.name == "APPTAINER" for method in methods)
+
+
+def image():
+    """Name the image that jobs run in; there is none to fetch, so it has to be made first."""
+    named = os.environ.get("ISKD_CONTAINER", "iskd.sif")
+    if "://" not in named and not Path(named).is_file():
+        print(
+            f"--software-deployment-method apptainer: there is no image {named}; make it as "
+            "envs/Containerfile says and name it in the environment variable ISKD_CONTAINER",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    return named
 
 
 def lock_study():
