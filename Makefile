@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 # More options of `make bench-gpu`, such as --out FILE.
 BENCH_GPU ?=
 
-.PHONY: demo real test test-study test-audit test-slurm test-chaos test-gpu bench bench-gpu lint lock docs clean
+.PHONY: demo real test test-study test-audit test-slurm test-chaos test-gpu bench bench-gpu lint lock docs site clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -59,6 +59,12 @@ lint: $(STAMP)  ## formatting, static checks, docstrings, types, Snakemake's own
 	$(BIN)/snakefmt --check workflow
 	$(BIN)/snakemake --lint
 
+site:  ## the documentation as a site, in build/site; a broken link fails
+	test -x build/docs_venv/bin/mkdocs || $(PYTHON) -m venv build/docs_venv
+	build/docs_venv/bin/pip install --quiet -r envs/docs.txt
+	build/docs_venv/bin/python tools/docs_site.py
+	build/docs_venv/bin/mkdocs build --strict --quiet
+
 docs: $(STAMP)  ## write what is generated from code: the config's schema, its table of keys, the rule graph
 	$(BIN)/python tools/config_docs.py
 	$(BIN)/python tools/rulegraph.py
@@ -77,4 +83,4 @@ $(STAMP): envs/requirements.lock pyproject.toml
 	touch $@
 
 clean:  ## remove the environment and everything the workflow made
-	rm -rf $(VENV) results .snakemake
+	rm -rf $(VENV) build results .snakemake

@@ -528,7 +528,8 @@ def good_row() -> dict[str, Any]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "b").mkdir()
     for name in ("a.jsonl", "b/c.jsonl"):
-        (tmp_path / name).write_text('{"text": "one"}\n')
+        lines = [json.dumps({"text": f"{name} {n}: and so the story goes on"}) for n in range(20)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
     (tmp_path / "rows.jsonl").write_text(json.dumps(good_row()) + "\n")
     monkeypatch.setenv("MY_DATA", str(tmp_path))
     return tmp_path

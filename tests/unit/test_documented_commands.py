@@ -22,7 +22,10 @@ PAGES = (
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # In a sentence: what begins like a call and holds no invented part.
 _INLINE = re.compile(r"`((?:snakemake|make|iskd|python -m) [^`]+)`")
-_SYSTEM = ("squeue", "scancel", "export", "cd", "openssl", "git", "sbatch")
+_SYSTEM = (
+    *("squeue", "scancel", "export", "cd", "openssl", "git", "sbatch"),
+    *("docker", "apptainer", "snakedeploy"),
+)
 
 
 def commands(page: str) -> Iterator[str]:

@@ -277,7 +277,10 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | No
 
     def make(kind: str | None) -> Study:
         task = {"source": "file", "kind": kind, "file": "my.jsonl"}
-        own = {"source": "files", "files": ["my.jsonl"]}
+        # Beside the file that is spoilt, enough of what a corpus needs.
+        more = (f"Once there was a fox that met {n} hens. " * 5 for n in range(30))
+        write_texts(more, tmp_path / "more.jsonl")
+        own = {"source": "files", "files": ["my.jsonl", "more.jsonl"]}
         tasks = {"cbt_question": {"source": "heldout"}} if kind is None else {"mine": task}
         corpus = own if kind is None else {"source": "toyworld", "block_length": 64}
         changed = {"corpus": corpus | {"block_length": 64}, "tasks": tasks}
@@ -387,22 +390,28 @@ def test_a_job_says_one_line_or_prepares_what_is_odd(clone: Clone) -> None:
     raw = STUDIES["tiny.yaml"] | {
         "data_folder": "data",
         "corpus": {"source": "files", "files": ["stories.jsonl"], "block_length": 64},
-        "tasks": {"mine": {"source": "file", "kind": "arc_easy", "file": "rows.jsonl"}},
+        "tasks": {
+            "mine": {"source": "file", "kind": "arc_easy", "file": "rows.jsonl"},
+            "cbt_context": {"source": "heldout", "rows": 5},
+        },
     }
     (clone.folder / "my.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
     (clone.folder / "data").mkdir()
-    write_texts(["one"], clone.folder / "data/stories.jsonl")
+    texts = (f"Once there was a fox that met {n} hens. " * 5 for n in range(30))
+    write_texts(texts, clone.folder / "data/stories.jsonl")
     write_rows(clone.folder / "data/rows.jsonl", [CBT | {"sentences": [None], "label": {}}])
     results, odd = clone.folder / "results/tiny", "prepare_task/mine"
-    targets = [f"results/tiny/{place}/manifest.json" for place in ("split_corpus", odd)]
+    cloze = "prepare_task/cbt_context"
+    targets = [f"results/tiny/{place}/manifest.json" for place in (cloze, odd)]
     done = clone.snakemake("-c", "1", "-k", *targets, "--configfile", "my.yaml")
     printed = done.stdout + done.stderr
     assert done.returncode == 1
     assert "Traceback" not in printed
-    message = "split_corpus: 1 different stories are too few for a held-out share of 0.1"
-    log = (results / "logs/split_corpus.log").read_text(encoding="utf-8")
+    message = "prepare_task: 5 cloze rows were asked for and only 0 can be made"
+    log = (results / f"logs/{cloze}.log").read_text(encoding="utf-8")
     assert [message in line for line in log.splitlines()] == [True]
     assert (results / odd / "manifest.json").exists()
     # Beside how it went: no file of the other artifact, whole or half.
     left = {path.name for path in results.iterdir()}
-    assert left <= {"logs", "benchmarks", "prepare_task"}
+    assert left <= {"logs", "benchmarks", "prepare_task", "split_corpus"}
+    assert [path.name for path in (results / "prepare_task").iterdir()] == ["mine"]

@@ -30,7 +30,8 @@ def hub(tmp_path: Path) -> HubStandin:
 def clone(tmp_path: Path) -> Clone:
     clone = make_clone(tmp_path / "clone")
     (clone.folder / "data").mkdir()
-    text = json.dumps({"text": "Once there was a hen."}) + "\n"
+    texts = (f"Once there was a hen that had {n} chicks. " * 5 for n in range(50))
+    text = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (clone.folder / "data/corpus.jsonl").write_text(text, encoding="utf-8")
     path = clone.folder / "config/compress.yaml"
     lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,5 +1,6 @@
 # What the rules share: the checked study, and functions that find inputs and parameters.
 
+import importlib.util
 import logging
 import os
 import sys
@@ -18,9 +19,11 @@ if str(SCRIPTS) not in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:1]:
 
 from iskd.config import (
     check_data_files,
+    check_fetched_corpus,
     complete,
     data_folder,
     load_study,
+    model_notes,
     put_stand_ins,
 )
 from iskd.config.schema import (
@@ -34,7 +37,7 @@ from iskd.config.schema import (
 )
 from iskd.devices import visible_gpus
 from iskd.errors import UserError
-from iskd.plan import HELDOUT, ModelId, StudyPlan
+from iskd.plan import HELDOUT, ModelId, StudyPlan, given_folders
 from iskd.provenance.fingerprint import code_fingerprint
 from iskd.provenance.presence import put_aside_incomplete
 from iskd.provenance.times import settle_times
@@ -61,6 +64,27 @@ def results_folder(study):
     return Path(results, study)
 
 
+def check_environment():
+    """Check that the packages which jobs import are installed where Snakemake is.
+
+    Whoever deploys the workflow may call it from an environment that has Snakemake alone.
+    """
+    for name in (
+        "torch",
+        "transformers",
+        "lm_eval",
+        "safetensors",
+        "pandas",
+        "seaborn",
+    ):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"the Python package {name} is missing: call Snakemake from the environment of "
+                "envs/requirements.lock (`make` makes it in .venv), or with "
+                "--software-deployment-method conda"
+            )
+
+
 def checked_study():
     """Check the config and the local files it names; a mistake ends Snakemake in one line."""
     try:
@@ -76,8 +100,10 @@ def checked_study():
             put_stand_ins(study)
         elif workflow.is_main_process:
             check_data_files(study, config_name())
+            check_fetched_corpus(study, results_folder(study.study), config_name())
             if not workflow.deployment_settings.deployment_method:
                 # Otherwise jobs have packages of their own, and look for them themselves.
+                check_environment()
                 check_packages(
                     study.tracking.trackers, f"{config_name()}: tracking.report_to"
                 )
@@ -85,6 +111,39 @@ def checked_study():
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
+
+
+def check_reductions():
+    """Refuse a reduction out of reach, and say what is kept of each model in a local folder."""
+    try:
+        data = data_folder(STUDY, config_name()) if STUDY.data_folder else None
+        folders = given_folders(STUDY, data, results_folder(STUDY.study))
+        PLAN.check_reductions(folders, config_name())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    if not workflow.output_settings.quiet:
+        for note in model_notes(STUDY, config_name()):
+            print(note, file=sys.stderr)
+
+
+def in_container():
+    """Say whether jobs are asked to run in a container (--software-deployment-method apptainer)."""
+    methods = workflow.deployment_settings.deployment_method
+    return any(method.name == "APPTAINER" for method in methods)
+
+
+def image():
+    """Name the image that jobs run in; there is none to fetch, so it has to be made first."""
+    named = os.environ.get("ISKD_CONTAINER", "iskd.sif")
+    if "://" not in named and not Path(named).is_file():
+        print(
+            f"--software-deployment-method apptainer: there is no image {named}; make it as "
+            "envs/Containerfile says and name it in the environment variable ISKD_CONTAINER",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    return named
 
 
 def lock_study():
@@ -168,6 +227,8 @@ def say_what_was_made():
 
 
 if workflow.is_main_process:
+    if "ISKD_PLAN_ONLY" not in os.environ:
+        check_reductions()
     # A workflow that has this one as a module has jobs of its own to tell of.
     if not (workflow.output_settings.quiet or MODULE is not None):
         logging.getLogger("snakemake.logging").addHandler(PROGRESS)

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from iskd.config import schema
+from iskd.config.as_meant import as_meant
 from iskd.config.checks import Checks
+from iskd.config.corpus_rules import check_stories
 from iskd.config.schema import FileCorpus, FileTask, FileText, FolderTeacher, Study
 from iskd.data.model_folder import check_model_folder, config_of_gguf
 from iskd.data.row_kinds import read_rows
@@ -147,6 +149,8 @@ def _say(error: ErrorDetails) -> str:
     message = error["msg"].replace("Input should be", "it should be").rstrip(".")
     if isinstance(error["input"], dict | list):
         given = "this"
+    meant = as_meant(kind, error["input"])
+    message += f": {meant}" if meant else ""
     about = f" ({place.description.rstrip('.')})" if place.description else ""
     return f"{place.key}: {given} does not fit; {message[0].lower()}{message[1:]}{about}"
 
@@ -255,7 +259,8 @@ def check_data_files(study: Study, file: str) -> None:
     """Look at every local file a study names, before any job runs.
 
     Raises:
-        UserError: a file is missing, empty, or has a row that lacks what is needed.
+        UserError: a file is missing, empty, or has a row that lacks what is needed; or the
+            corpus's stories are too few.
     """
     wanted, models = list(_named_files(study)), list(_model_files(study))
     if not wanted and not models:
@@ -265,21 +270,28 @@ def check_data_files(study: Study, file: str) -> None:
         if not _is((folder / name).is_file):
             raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
     _check_models(study, folder, file)
+    stories: list[str] = []
+    whole = isinstance(study.corpus, FileCorpus)
     for key, name, kind in wanted:
         path = folder / name
         if not _is(path.is_file):
             raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
+        of_corpus = key.startswith("corpus.")
         if path.stat().st_size > CHECK_AT_START_BYTES:
+            whole = whole and not of_corpus
             continue
         try:
             if kind is None:
-                read_texts(path)
+                texts = read_texts(path)
+                stories += texts if of_corpus else []
             elif kind in KINDS:
                 read_rows(path, kind)
             else:
                 read_any_rows(path)
         except UserError as error:
             raise UserError(f"{file}: {key}: {error}") from None
+    if whole:
+        check_stories(study, stories, file)
 
 
 def _check_models(study: Study, folder: Path, file: str) -> None:

@@ -4,10 +4,14 @@ Everything here is known before the run, so the rule graph needs no Snakemake ch
 parameters hold exactly what its result depends on: Snakemake reruns a job when they change.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from iskd.config.schema import Study
 from iskd.plan.jobs import HELDOUT, StudyJobs
 from iskd.plan.models import ModelId, StudyModels
 from iskd.plan.recordings import StudyRecordings
+from iskd.plan.reductions import check_reductions, given_folders
 from iskd.plan.trainings import StudyTrainings
 
 __all__ = [
@@ -18,6 +22,7 @@ __all__ = [
     "StudyPlan",
     "StudyRecordings",
     "StudyTrainings",
+    "given_folders",
 ]
 
 
@@ -40,3 +45,15 @@ class StudyPlan:
         self.trainings = StudyTrainings(study, self.models)
         self.recordings = StudyRecordings(self.models, self.trainings)
         self.jobs = StudyJobs(study, self.models)
+
+    def check_reductions(self, folders: Mapping[str, Path], file: str) -> None:
+        """Check that the reductions asked for can be reached, as far as models are at hand.
+
+        Args:
+            folders: where given teachers lie, as :func:`given_folders` finds them.
+            file: the config's name, for messages.
+
+        Raises:
+            UserError: one is out of reach.
+        """
+        check_reductions(self.study, self.trainings, folders, file)
