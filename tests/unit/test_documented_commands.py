@@ -22,6 +22,7 @@ PAGES = (
 _BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # In a sentence: what begins like a call and holds no invented part.
 _INLINE = re.compile(r"`((?:snakemake|make|iskd|python -m) [^`]+)`")
+TWO = ("diff", "speculate", "export-plain", "export-gguf")
 _SYSTEM = ("squeue", "scancel", "export", "cd", "openssl", "git", "sbatch")
 
 
@@ -60,9 +61,9 @@ def test_a_documented_command_is_one(
     elif program == "iskd":
         if len([word for word in arguments if not word.startswith("-")]) == 1:
             # It is only spoken of, without what it is to be about.
-            arguments += {"diff": ["one", "other"], "sign": ["study", "--key", "key.pem"]}.get(
-                arguments[0], ["study"]
-            )
+            others = {"sign": ["study", "--key", "key.pem"]}
+            others |= {name: ["one", "other"] for name in TWO}
+            arguments += others.get(arguments[0], ["study"])
             arguments += {"export": ["--licence", "MIT"], "memory": ["--length", "8"]}.get(
                 arguments[0], []
             )
