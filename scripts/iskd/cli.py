@@ -1,4 +1,4 @@
-"""The command ``iskd``: what an auditor asks of a folder of results."""
+"""The command ``iskd``: what is asked of a folder of results, and done with its models."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iskd.errors import UserError
+from iskd.serving.commands import add_commands
 
 CANNOT = 2
 """Exit code where a question could not be answered."""
@@ -147,6 +148,7 @@ def make_parser() -> argparse.ArgumentParser:
     diff.add_argument("other", type=Path, help="another one")
     diff.add_argument("--json", action="store_true", help="print all of it for machines")
     diff.set_defaults(run=_diff)
+    add_commands(commands)
     return parser
 
 

@@ -26,6 +26,7 @@ _SYSTEM = (
     *("squeue", "scancel", "export", "cd", "openssl", "git", "sbatch"),
     *("docker", "apptainer", "snakedeploy"),
 )
+TWO = ("diff", "speculate", "export-plain", "export-gguf")
 
 
 def commands(page: str) -> Iterator[str]:
@@ -63,9 +64,9 @@ def test_a_documented_command_is_one(
     elif program == "iskd":
         if len([word for word in arguments if not word.startswith("-")]) == 1:
             # It is only spoken of, without what it is to be about.
-            arguments += {"diff": ["one", "other"], "sign": ["study", "--key", "key.pem"]}.get(
-                arguments[0], ["study"]
-            )
+            others = {"sign": ["study", "--key", "key.pem"]}
+            others |= {name: ["one", "other"] for name in TWO}
+            arguments += others.get(arguments[0], ["study"])
             arguments += {"export": ["--licence", "MIT"], "memory": ["--length", "8"]}.get(
                 arguments[0], []
             )

@@ -3,6 +3,7 @@
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import docutils.core  # type: ignore[import-untyped]
 import pandas as pd
@@ -18,6 +19,7 @@ from iskd.paper.numbers import macro_name, numbers_table, save_numbers
 from iskd.paper.queries import at_headline, chance_levels, reductions_of
 from iskd.paper.resources import costs_columns, costs_table, efficiency_columns, efficiency_table
 from iskd.paper.significance import significance_columns, significance_table
+from iskd.paper.style import task_title
 from iskd.paper.summary import summary_page
 from iskd.paper.tables import save_table
 from tests.unit.synthetic import GPT2_TASKS, chance_of, headline_of, make_metrics
@@ -206,17 +208,26 @@ def test_a_card_holds_the_numbers_and_the_hubs_metadata(
 ) -> None:
     metrics, measurements = tables
     model = {"teacher": "gpt2", "arm": "iskd", "seed": 17, "step": 6}
-    spec = {"study": "synthetic", "method": "iskd", "base_model": "openai-community/gpt2"}
-    spec |= {"corpus": "TinyStories"}
-    card = ModelCard(
-        model_card(
-            *(metrics, measurements, model, HEADLINE, {**spec, "datasets": []}),
+    spec: dict[str, Any] = {"study": "synthetic", "method": "iskd"}
+    spec |= {"base_model": "openai-community/gpt2"}
+    spec |= {"corpus": "TinyStories", "licence": "mit", "given": True, "datasets": []}
+    spec |= {"tasks": list(HEADLINE)[::-1], "texts": ["heldout"]}
+    written = {
+        own: model_card(
+            *(metrics, measurements, model, HEADLINE, spec),
             stored="BF16",
             origin={"gguf": "my.gguf", "quantization": "Q4_0 (3 tensors)"},
+            own_code=own,
         )
-    )
+        for own in (True, False)
+    }
+    card = ModelCard(written[True])
     data = card.data.to_dict()
     assert (data["base_model"], data["library_name"]) == ("openai-community/gpt2", "transformers")
+    assert data["license"] == "mit"
+    assert "trust_remote_code=True" in card.text
+    assert "trust_remote_code" not in written[False]
+    assert "import iskd" not in written[False]
     results = data["model-index"][0]["results"]
     assert {r["dataset"]["type"] for r in results} == set(HEADLINE)
     own = metrics[(metrics["arm"] == "iskd") & (metrics["step"] == 6) & (metrics["seed"] == 17)]
@@ -225,6 +236,38 @@ def test_a_card_holds_the_numbers_and_the_hubs_metadata(
     assert found[0]["metrics"][0]["value"] == pytest.approx(score, abs=1e-6)
     assert f"{100 * score:.1f} " in card.text
     assert "tokens/s" in card.text
+    # A line for each task, in the study's order.
+    lines = [line for line in card.text.splitlines() if line.startswith("| ")]
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines]
+    wanted = [task_title(task) for task in spec["tasks"]]
+    assert [name for name in names if name in wanted] == wanted
+    assert names.count("Held-out text") == 1
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({}, "`teachers.gpt2.licence` and `teachers.gpt2.base_model` in the study's config"),
+        ({"licence": "mit"}, "Not known here: `teachers.gpt2.base_model` in the study's config"),
+        ({"licence": "mit", "base_model": "a/b"}, "The teacher's licence, mit, and its terms"),
+        ({"given": False}, "The teacher was trained in this study, on the corpus above."),
+    ],
+)
+def test_a_card_says_what_is_not_known_of_the_teacher(
+    known: dict[str, Any], said: str, tables: tuple[pd.DataFrame, pd.DataFrame]
+) -> None:
+    model = {"teacher": "gpt2", "arm": "iskd", "seed": 17, "step": 6}
+    spec: dict[str, Any] = {
+        "study": "s",
+        "method": "iskd",
+        "corpus": "c",
+        "datasets": [],
+        "given": True,
+    }
+    spec |= {"tasks": list(HEADLINE), "texts": [], "licence": None, "base_model": None, **known}
+    text = model_card(*tables, model, HEADLINE, spec, stored="F32", origin={})
+    assert said in text
+    assert ("Not known" in text) == (known.get("given", True) and "base_model" not in known)
 
 
 def test_levels_of_chance_and_reductions_are_read_from_the_table() -> None:

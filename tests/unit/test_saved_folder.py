@@ -187,6 +187,15 @@ def trusting(path: Path) -> Iterator[int]:
             yield node.lineno  # type: ignore[attr-defined]
 
 
+def _without_texts(path: Path) -> str:
+    """Give a Python file's code with its strings emptied."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            node.value = ""
+    return ast.unparse(tree)
+
+
 def test_the_check_for_trust_finds_it(tmp_path: Path) -> None:
     file = tmp_path / "some.py"
     file.write_text(
@@ -202,6 +211,10 @@ def test_nothing_of_ours_trusts_a_folders_code() -> None:
     found: list[str] = []
     for top in ("scripts", "workflow", "config"):
         for path in sorted((ROOT / top).rglob("*")):
+            if path.name == "card.py":
+                # What a card tells its readers to type is a text, and calls nothing.
+                assert ".from_pretrained(" not in _without_texts(path)
+                continue
             if path.suffix == ".py":
                 found += [f"{path}:{line}" for line in trusting(path)]
                 continue

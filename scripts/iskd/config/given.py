@@ -9,6 +9,7 @@ from iskd.config.load import find_data_folder, refuse_outsize
 from iskd.config.model_defaults import ANY_MODEL, fill_in, matches, names_a_model
 from iskd.config.schema import DataFolder, Name
 from iskd.data.model_folder import config_of_folder, config_of_gguf, files_of_folder
+from iskd.data.model_origin import origin_of
 from iskd.errors import UserError
 
 
@@ -62,6 +63,7 @@ def complete(
     filled = fill_in(raw, file, find)
     teachers = filled.get("teachers")
     for name, section in teachers.items() if isinstance(teachers, Mapping) else ():
+        _add_origin(raw, section, file)
         missing = isinstance(section, dict) and "files" not in section
         if missing and section.get("source") == "folder" and names_a_model(section):
             if section.get("gguf") is not None:
@@ -74,6 +76,25 @@ def complete(
                 config_of_folder(place, where)
                 section["files"] = files_of_folder(place, where)
     return filled
+
+
+def _add_origin(raw: Mapping[str, Any], section: object, file: str) -> None:
+    """Add the licence and the id on the hub that a model's folder tells; unknown is no mistake."""
+    if not isinstance(section, dict) or section.get("source") != "folder":
+        return
+    if not names_a_model(section) or {"licence", "base_model"} <= section.keys():
+        return
+    try:
+        place = _folder(raw, section, file)
+    except UserError:
+        return  # what is needed of the folder is asked for elsewhere
+    if place is not None:
+        try:
+            config = json.loads((place / "config.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            config = None
+        found = origin_of(place, config if isinstance(config, dict) else {}, section.get("gguf"))
+        section.update({key: value for key, value in found.items() if key not in section})
 
 
 def _folder(raw: Mapping[str, Any], section: Mapping[str, Any], file: str) -> Path | None:

@@ -379,6 +379,7 @@ class Pretraining(Fitting):
     )
 
 
+Licence = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
 Order = list[Annotated[int, Field(ge=0)]] | Literal["random", "measured"]
 _ORDER = (
     "Which block when: a list of block indices, random (drawn from the seed), or measured (before "
@@ -460,6 +461,11 @@ class GivenTeacher(TeacherMethod):
         description="Substitutions to make; left out, as many as an order that is a list has, "
         "else half of the blocks for a reduction of 0.3 and in that proportion, all without one.",
     )
+    licence: Licence | None = Field(
+        None,
+        description="Licence of the model, as the hub names it (apache-2.0), for the cards of what "
+        "is made of it. Left out, it is read from a folder's README.md or GGUF file.",
+    )
 
 
 class HubTeacher(GivenTeacher):
@@ -485,6 +491,11 @@ class FolderTeacher(GivenTeacher):
         description="The GGUF file in that folder. It is dequantised once, to bfloat16 or to "
         "save_precision; its tokenizer and chat template come along.",
     )
+    base_model: HubId | None = Field(
+        None,
+        description="Id on the hub of the model in the folder, for the same cards. Left out, it is "
+        "read from config.json, the GGUF file or README.md.",
+    )
     files: Annotated[list[DataFile], Field(min_length=1)] = Field(
         description="Files of it that are read. Left out, those a model in safetensors has.",
         json_schema_extra={"left_out": True},
@@ -494,7 +505,7 @@ class FolderTeacher(GivenTeacher):
 Teacher = Annotated[PretrainedHere | HubTeacher | FolderTeacher, Field(discriminator="source")]
 GIVEN = ("hub", "folder")
 """Sources of teachers that are there already."""
-FILLED_IN = ("family", "blocks", "order", "steps", "files")
+FILLED_IN = ("family", "blocks", "order", "steps", "files", "licence", "base_model")
 """Keys of such teachers that may be left out of a file: see `iskd.config.model_defaults`."""
 
 TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+.-]*$")]

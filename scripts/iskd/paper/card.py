@@ -6,21 +6,37 @@ from typing import Any
 import pandas as pd
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from iskd.paper.columns import Column
-from iskd.paper.formats import is_known, p_value, quantity, with_interval
-from iskd.paper.layout import escape_markdown, markdown_rows
-from iskd.paper.measures import CHANCE, measure
+from iskd.paper.card_tables import rows_of, score_table, size_table
+from iskd.paper.layout import escape_markdown
+from iskd.paper.measures import measure
 from iskd.paper.style import task_title
 
 _FORMATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-_USE = """\
-```python
-import iskd  # tells transformers about compact blocks
+_LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("this/folder")
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
+"""
+_USE = f"""\
+With the package `iskd` installed:
+
+```python
+import iskd  # tells transformers about its blocks
+{_LOAD}```
+
+Without it, transformers runs the model code that lies in the folder (`iskd_*.py`), once you allow
+it to:
+
+```python
+model = AutoModelForCausalLM.from_pretrained("this/folder", trust_remote_code=True)
 ```
+"""
+_PLAIN_USE = f"""\
+All of its blocks are whole, so this is the library's own class; no other code is needed:
+
+```python
+{_LOAD}```
 """
 
 
@@ -33,6 +49,7 @@ def model_card(
     *,
     stored: str,
     origin: Mapping[str, str],
+    own_code: bool = True,
 ) -> str:
     """Write the card of one model as Markdown with the hub's metadata on top.
 
@@ -41,14 +58,18 @@ def model_card(
         measurements: the same of measurements.csv; may be empty.
         model: teacher, arm, seed and step.
         headline: for each task the metric to quote in the metadata.
-        spec: ``study``, ``method``, ``base_model`` (an id of the hub, or None), ``corpus`` (in
-            words), ``datasets`` (ids of the hub).
+        spec: ``study``, ``method``, ``base_model`` (an id of the hub, or None), ``licence`` (its
+            name on the hub, or None), ``corpus`` (in words), ``datasets`` (ids of the hub),
+            ``tasks`` and ``texts`` (in the study's order), ``given`` (whether the teacher was made
+            elsewhere).
         stored: number format of the weights, as a safetensors header names it.
         origin: where the teacher was unpacked from a GGUF file, its name ``gguf`` and what the
             ``quantization`` was; else empty.
+        own_code: whether the folder carries model code, as one with changed blocks does.
     """
-    rows = pd.concat([_rows_of(frame, model) for frame in (metrics, measurements)])
-    own = rows[rows["task"].isin(list(headline))]
+    rows = rows_of(metrics, model)
+    values = {(r["task"], r["metric"]): r["value"] for r in rows.to_dict("records")}
+    quoted = [(t, headline[t]) for t in spec["tasks"] if (t, headline[t]) in values]
     results = [
         EvalResult(
             task_type="text-generation",
@@ -56,10 +77,9 @@ def model_card(
             dataset_name=task_title(task),
             metric_type=metric,
             metric_name=measure(metric).name,
-            metric_value=round(float(value), 6),
+            metric_value=round(float(values[task, metric]), 6),
         )
-        for task, metric, value in zip(own["task"], own["metric"], own["value"], strict=True)
-        if headline[task] == metric
+        for task, metric in quoted
     ]
     name = "-".join(str(model[k]) for k in ("teacher", "arm")) + f"-step-{model['step']}"
     data = ModelCardData(
@@ -67,6 +87,7 @@ def model_card(
         pipeline_tag="text-generation",
         tags=["iskd", "compression", "distillation"],
         base_model=spec["base_model"],
+        license=spec["licence"],
         datasets=list(spec["datasets"]) or None,
         model_name=name,
         eval_results=results or None,
@@ -84,22 +105,27 @@ def model_card(
             "",
             "## Use",
             "",
-            _USE.rstrip(),
+            (_USE if own_code else _PLAIN_USE).rstrip(),
             "",
             "## What was measured",
             "",
-            "In brackets: the 95 % interval over the task's items, by the passages they come from; "
-            "for speed, the slowest and the fastest repeat. Differences and ratios are to the "
-            "teacher, item by item. Speed and memory depend on the machine; the ratios were "
-            "measured in one job, in turn.",
+            "In brackets: the 95 % interval over the task's items, by the passages they come from. "
+            "Differences are to the teacher, item by item. All other numbers stand in the study's "
+            "metrics.csv.",
             "",
-            *_table(rows),
+            *score_table(metrics, model, headline, spec["tasks"], spec["texts"]),
+            "",
+            "Speed and memory depend on the machine; the ratios were measured in one job, in turn. "
+            "In brackets: the slowest and the fastest repeat.",
+            "",
+            *size_table(metrics, measurements, model),
             "",
             "## Limits",
             "",
             "A compressed model forgets what its corpus does not show, and keeps the teacher's "
-            "biases or exchanges them for others: see the share of answers that changed. The "
-            "teacher's licence and terms hold for this model too.",
+            "biases or exchanges them for others: see the share of answers that changed.",
+            "",
+            *_licence(spec, str(model["teacher"])),
             "",
         ]
     )
@@ -119,27 +145,16 @@ def _stored(stored: str, origin: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _rows_of(metrics: pd.DataFrame, model: Mapping[str, Any]) -> pd.DataFrame:
-    seeds = metrics["seed"].isna() if model["seed"] is None else metrics["seed"] == model["seed"]
-    same = (metrics["teacher"] == model["teacher"]) & (metrics["arm"] == model["arm"])
-    return metrics[same & (metrics["step"] == model["step"]) & seeds.fillna(value=False)]
-
-
-def _table(rows: pd.DataFrame) -> list[str]:
-    cells: list[tuple[str, str, str, str]] = []
-    for row in rows.to_dict("records"):
-        task, metric = str(row["task"]), str(row["metric"])
-        if metric == CHANCE or not is_known(task, metric):
-            continue
-        how = quantity(task, metric)
-        if metric.endswith("_mcnemar"):
-            number = p_value(row["value"], row["value"])
-        else:
-            number = with_interval(row["value"], row["low"], row["high"], how)
-        items = "" if pd.isna(row["n"]) else str(int(row["n"]))
-        cells.append((task_title(task), how.name, f"{number} {how.unit}".rstrip(), items))
-    columns = [
-        Column("", head, "", [cell[i] for cell in cells], is_text=i < 2)
-        for i, head in enumerate(("Task", "What", "Number", "Items"))
-    ]
-    return markdown_rows(columns)
+def _licence(spec: Mapping[str, Any], teacher: str) -> list[str]:
+    """Say what is known of the teacher's terms, and where what is not known can be said."""
+    if not spec["given"]:
+        return ["The teacher was trained in this study, on the corpus above."]
+    if spec["licence"] is not None:
+        first = f"The teacher's licence, {spec['licence']}, and its terms hold for this model too."
+    else:
+        first = "The teacher's licence and terms hold for this model too."
+    missing = [key for key in ("licence", "base_model") if spec[key] is None]
+    if not missing:
+        return [first]
+    keys = " and ".join(f"`teachers.{teacher}.{key}`" for key in missing)
+    return [f"{first} Not known here: {keys} in the study's config."]

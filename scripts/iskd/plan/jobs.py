@@ -11,6 +11,7 @@ import yaml
 
 from iskd.config.schema import (
     FolderTeacher,
+    GivenTeacher,
     HubArm,
     HubCorpus,
     HubTask,
@@ -278,15 +279,28 @@ class StudyJobs:
     def card(self, model: str) -> dict[str, Any]:
         """Parameters of ``model_card``."""
         about = ModelId.parse(model)
-        teacher, corpus = self.study.teachers[about.teacher], self.study.corpus
+        corpus = self.study.corpus
         return {
             **self.reporting(),
             "model": asdict(about),
             "method": self.study.arms[about.arm].method,
-            "base_model": teacher.model if isinstance(teacher, HubTeacher) else None,
+            **self._origin(about.teacher),
+            "tasks": list(self.study.tasks),
+            "texts": self.text_names(),
             "corpus": self.corpus_in_words(),
             "datasets": [corpus.dataset] if isinstance(corpus, HubCorpus) else [],
         }
+
+    def _origin(self, name: str) -> dict[str, Any]:
+        """Give what is known of where a teacher comes from, and of its licence."""
+        teacher = self.study.teachers[name]
+        if isinstance(teacher, HubTeacher):
+            base: str | None = teacher.model
+        else:
+            base = teacher.base_model if isinstance(teacher, FolderTeacher) else None
+        given = isinstance(teacher, GivenTeacher)
+        licence = teacher.licence if isinstance(teacher, GivenTeacher) else None
+        return {"base_model": base, "licence": licence, "given": given}
 
     def has_figure(self, teacher: str, figure: str) -> bool:
         """Tell whether a study has what one of a teacher's figures shows."""
