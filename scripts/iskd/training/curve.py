@@ -6,14 +6,13 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from iskd.errors import UserError
-from iskd.progress import bar
+from iskd.progress import Bar, bar
 from iskd.runtime.distributed import world
 
 log = logging.getLogger("iskd.training")
@@ -56,7 +55,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
         self.resumed = 0
         self.per_sequence: dict[Hashable, int] = {}
         self.started = time.monotonic()
-        self.bar: tqdm[NoReturn] | None = None
+        self.bar: Bar | None = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
