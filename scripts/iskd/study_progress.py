@@ -62,7 +62,7 @@ def how_much(asked: str | None) -> Shown:
 def is_routine(record: logging.LogRecord) -> bool:
     """Tell whether an event of Snakemake's log is one that a study says in its own line."""
     event = getattr(record, "event", None)
-    if event is not None:
+    if event is not None and str(event) != "error":
         return str(event) in _TOLD
     text = str(record.msg or "")
     if record.levelno >= logging.ERROR:

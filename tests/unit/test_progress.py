@@ -221,7 +221,9 @@ def test_what_a_study_says_itself_is_left_out_of_what_snakemake_says() -> None:
     for event in ("job_info", "job_error", "job_started", "job_finished", "progress", "run_info"):
         assert is_routine(record("", event=event))
     assert is_routine(record("Select jobs to execute..."))
-    assert is_routine(record("RuleException:\nCalledProcessError in file", logging.ERROR))
+    for event in (None, "error"):
+        of_script = record("RuleException:\nCalledProcessError in file", logging.ERROR, event)
+        assert is_routine(of_script)
     for kept in (
         "Nothing to be done (all requested files are present).",
         "Trying to restart job 3",
