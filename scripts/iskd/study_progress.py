@@ -279,7 +279,8 @@ class StudyProgress(logging.Handler):
         words = closing_words(results)
         took = in_words(time.monotonic() - self._started)
         ran = f"{_counted(self.done, 'job')} in {took}"
-        return "\n".join([words or f"study {self.study}:", ran, *_of_snakemake(logs)])
+        first = [words, ran] if words else [f"study {self.study}: {ran}"]
+        return "\n".join([*first, *_of_snakemake(logs)])
 
 
 def _of_snakemake(logs: Collection[str]) -> list[str]:
