@@ -28,6 +28,7 @@ STYLE = """\
    div.prose li, div.prose li p, div.prose td p, div.prose th p { margin: 0 !important; }
    div.prose td, div.prose th { padding: .15em .5em !important; vertical-align: top; }
    div.prose tt { overflow-wrap: anywhere; }
+   div#rulegraph { max-height: 97vh; overflow: auto; }
    </style>
 
 """
