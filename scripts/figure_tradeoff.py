@@ -3,7 +3,7 @@
 from iskd.runtime.job import run_rule
 
 with run_rule() as job:
-    from iskd.paper.figures.canvas import save_figure
+    from iskd.paper.figures.canvas import save_figure, save_page
     from iskd.paper.figures.tradeoff import tradeoff_figure
     from iskd.paper.metrics import read_metrics
     from iskd.paper.queries import chance_levels
@@ -18,3 +18,4 @@ with run_rule() as job:
         spec["claims"],
     )
     save_figure(figure, plotted, job.out / "tradeoff", job.request_digest)
+    save_page(job.out / "tradeoff", job.params["caption"])

@@ -20,7 +20,7 @@ from iskd.training.chunked import LARGE_VOCABULARY
 from iskd.training.curve import joined, write_history
 from iskd.training.flops import count_flops
 from iskd.training.loop import fine_tune
-from iskd.training.objectives import Mixture
+from iskd.training.objectives import Mixture, next_token_loss
 from iskd.training.optimizer import published_groups
 from iskd.training.trainer import TokenSequences
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel
@@ -272,16 +272,19 @@ def test_an_objective_is_what_is_trained_on(tiny_model: MakeModel) -> None:
     sequences = random_sequences(6)
     with torch.no_grad():
         wanted = objective(student.eval(), {"input_ids": sequences.long()}).item()
+        next_token = next_token_loss(student, {"input_ids": sequences.long()}).item()
     history = fine_tune(
         student,
         sequences,
-        replace(SETTINGS, batch_size=6),
+        replace(SETTINGS, batch_size=6, micro_batch=2),
         seed=1,
         compact=[student],
         objective=objective,
     )
     assert history[0]["loss"] == pytest.approx(wanted, rel=1e-5)
     assert history[0]["learning_rate"] == 1e-3
+    # The curve has the next-token loss, too: what is compared with other arms.
+    assert history[0]["next_token"] == pytest.approx(next_token, rel=1e-5)
     assert all(torch.equal(kept[name], value) for name, value in teacher.state_dict().items())
 
 

@@ -98,9 +98,6 @@ def test_a_term_of_weight_zero_costs_nothing(
     Mixture(spec(hidden=1.0), teacher)(student, batch)
     handle.remove()
     with monkeypatch.context() as patch:
-        patch.setattr("iskd.training.objectives._cross_entropy", never)
-        Mixture(spec(kl=1.0, hidden=1.0), teacher)(student, batch)
-    with monkeypatch.context() as patch:
         patch.setattr("iskd.training.objectives._divergence", never)
         Mixture(spec(next_token=1.0, hidden=1.0), teacher)(student, batch)
     with monkeypatch.context() as patch:
@@ -257,6 +254,40 @@ def test_autocast_leaves_the_teacher_in_its_own_precision(pair: Pair, batch: Bat
     with torch.autocast("cpu", torch.bfloat16):
         Mixture(spec(next_token=1.0, kl=1.0), teacher)(student, batch).backward()
     assert seen == [torch.float32]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("weights", [{"kl": 1.0}, {"next_token": 0.5, "kl": 0.5, "hidden": 1.0}])
+def test_the_next_token_loss_is_told_whatever_is_trained(
+    weights: dict[str, float],
+    large: bool,
+    pair: Pair,
+    batch: Batch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student, teacher = pair
+    wanted = next_token_loss(student, batch)
+    if large:
+        monkeypatch.setattr("iskd.training.objectives.LARGE_VOCABULARY", 2)
+    objective = Mixture(spec(**weights), teacher)
+    found = gradients(student, objective(student, batch))
+    assert objective.next_token is not None
+    assert not objective.next_token.requires_grad
+    torch.testing.assert_close(objective.next_token, wanted.detach())
+    # Being told changes no bit of what is learnt.
+    monkeypatch.setattr("iskd.training.objectives._told_cross_entropy", lambda *_: None)
+    objective._pure = True
+    untold = gradients(student, objective(student, batch))
+    assert objective.next_token is None
+    assert all(torch.equal(found[name], gradient) for name, gradient in untold.items())
+
+
+def test_where_the_next_token_loss_is_trained_it_is_not_told_twice(
+    pair: Pair, batch: Batch
+) -> None:
+    objective = Mixture(spec(next_token=1.0), pair[1])
+    objective(pair[0], batch)
+    assert objective.next_token is None
 
 
 def test_one_tensor_of_the_logits_size_is_kept_for_the_divergence(pair: Pair, batch: Batch) -> None:

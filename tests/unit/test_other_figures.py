@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from iskd.errors import UserError
 from iskd.paper.figures.canvas import MOST_PANELS, save_figure
 from iskd.paper.figures.flips import flips_figure
 from iskd.paper.figures.loss import loss_figure
-from iskd.paper.figures.order import order_figure
+from iskd.paper.figures.order import order_figure, read_changes
 from iskd.paper.figures.pareto import pareto_figure
 from iskd.paper.figures.tradeoff import tradeoff_figure
 from iskd.paper.figures.training import read_curves, training_figure
@@ -87,6 +88,22 @@ def test_losses_stand_at_their_step(drawn: dict[str, Drawn]) -> None:
     style = arm_styles(["iskd"])["iskd"]
     (line,) = [li for li in figure.axes[0].lines if li.get_marker() == style.marker]
     assert np.allclose(np.asarray(line.get_ydata(), float), own["score"].to_numpy(float))
+    assert np.allclose(np.asarray(line.get_xdata(), float), own["step"].to_numpy(float))
+
+
+def test_no_marker_of_a_step_hides_another_ones() -> None:
+    figure, frame = loss_figure(tidy(make_metrics(steps=4)[0]), "gpt2")
+    for axes, (_, part) in zip(figure.axes, frame.groupby("text", sort=False), strict=True):
+        arms = [str(arm) for arm in part["arm"].unique() if arm != "teacher"]
+        markers = {style.marker for style in arm_styles(arms).values()}
+        lines = [li for li in axes.lines if li.get_marker() in markers]
+        assert len(lines) == len(arms)
+        places = [np.asarray(line.get_xdata(), float) for line in lines]
+        alone = [float(own[0]) for own in places if len(own) == 1]
+        joined = {float(x) for own in places if len(own) > 1 for x in own}
+        points = axes.get_position().width * figure.get_figwidth() * 72 / np.ptp(axes.get_xlim())
+        gaps = np.diff(sorted([*alone, *joined])) * points
+        assert all(gaps > 4), "markers of about four points lie on one another"
 
 
 def test_the_front_is_those_that_nobody_beats(drawn: dict[str, Drawn]) -> None:
@@ -102,6 +119,21 @@ def test_the_front_is_those_that_nobody_beats(drawn: dict[str, Drawn]) -> None:
         assert all(one[1] >= other[1] for one, other in pairwise(front))
 
 
+def test_axes_of_the_front_end_in_ticks_and_its_signs_are_named(drawn: dict[str, Drawn]) -> None:
+    figure, _ = drawn["pareto"]
+    for axes in figure.axes:
+        for limits, ticks in (
+            (axes.get_xlim(), axes.get_xticks()),
+            (axes.get_ylim(), axes.get_yticks()),
+        ):
+            assert sorted(limits) == [min(ticks), max(ticks)]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[-2:] == [
+        "Pale: another one is better in both",
+        "Front: no model beats these in both",
+    ]
+
+
 def test_without_measurements_the_front_has_one_panel(
     tables: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
@@ -114,6 +146,18 @@ def test_flips_are_never_fewer_than_the_accuracy_says(drawn: dict[str, Drawn]) -
     _, frame = drawn["flips"]
     assert (frame["score"] >= frame["change"].abs() - 1e-9).all()
     assert frame["task"].nunique() == 6  # those that are accuracies, as far as they fit
+
+
+def test_flips_near_zero_are_apart_and_the_dotted_line_is_straight(
+    drawn: dict[str, Drawn],
+) -> None:
+    figure, _ = drawn["flips"]
+    for axes in figure.axes:
+        dotted = next(line for line in axes.lines if len(np.asarray(line.get_xdata())) == 3)
+        ends = axes.transScale.transform(np.asarray(dotted.get_xydata(), float))
+        assert ends[0][0] == pytest.approx(-ends[0][1])
+        (near,), (far,) = (axes.transScale.transform([(x, 0.0)])[:, 0] for x in (2.0, 60.0))
+        assert near > 0.2 * far  # on a linear axis it would be a thirtieth
 
 
 def test_each_step_adds_what_its_loss_is_above_the_last_ones(
@@ -134,6 +178,44 @@ def test_seeds_that_replaced_different_blocks_name_them_all() -> None:
     metrics, _ = make_metrics(steps=3, random_order=["iskd"])
     _, frame = order_figure(tidy(metrics), "gpt2")
     assert any("/" in blocks for blocks in frame.loc[frame["arm"] == "iskd", "blocks"])
+
+
+def test_the_order_says_what_was_changed_and_what_it_cost(
+    tables: tuple[pd.DataFrame, pd.DataFrame],
+) -> None:
+    seeds = tables[0]["seed"].dropna().unique()
+    told = {("iskd", int(seed), 1): "3 heads, 5 mlp" for seed in seeds}
+    figure, frame = order_figure(tables[0], "gpt2", told)
+    own = frame[frame["arm"] == "iskd"].set_index("step")
+    assert own.loc[1, "changed"] == "3 heads, 5 mlp"
+    assert own.loc[2, "changed"] == "block 7"
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == "ISKD"]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels[:2] == ["1: 3 heads, 5 mlp", "2: block 7"]
+    # The number at a bar's end is its value, and not a block's.
+    values = [text.get_text() for text in axes.texts]
+    assert values[1].replace("\N{MINUS SIGN}", "-") == f"{own.loc[2, 'score']:+.3f}"
+    assert not figure.legends
+
+
+def test_changes_are_put_into_words(tmp_path: Path) -> None:
+    steps = [
+        '{"block": 3}',
+        '{"block": 0, "changes": [{"block": 0, "kind": "heads"}, {"block": 2, "kind": "mlp"},'
+        ' {"block": 0, "kind": "heads"}, {"block": 0, "kind": "neurons"}]}',
+        '{"block": null, "changes": []}',
+    ]
+    about = [{"teacher": "t", "arm": "a", "seed": 1, "step": step} for step in (1, 2, 3)]
+    files = [tmp_path / f"{number}.json" for number in range(3)]
+    for file, text in zip(files, steps, strict=True):
+        file.write_text(text)
+    names = [str(file) for file in files]
+    assert list(read_changes(names, about, "t").values()) == [
+        "block 3",
+        "0 heads+neurons, 2 mlp",
+        "nothing",
+    ]
+    assert read_changes(names, about, "other") == {}
 
 
 def test_the_order_shows_only_the_arms_that_are_drawn() -> None:
@@ -158,7 +240,7 @@ def test_curves_go_on_across_the_steps_of_a_chain(tmp_path: Path) -> None:
         path.write_text(warm + "".join(lines))
         histories.append(str(path))
         about.append({"teacher": "t", "arm": "iskd", "seed": 1, "step": step})
-    spec = {"histories": about, "chained": ["iskd"]}
+    spec = {"histories": about, "chained": ["iskd"], "mixed": []}
     rows = read_curves(histories, spec, "t")
     assert [(row["tokens"], row["loss"]) for row in rows] == [
         *((10, 3.0), (20, 2.0)),
@@ -168,6 +250,27 @@ def test_curves_go_on_across_the_steps_of_a_chain(tmp_path: Path) -> None:
     rows = read_curves(histories, spec | {"chained": []}, "t")
     assert [row["tokens"] for row in rows] == [10, 20, 10, 20]
     assert read_curves(histories, spec, "u") == []
+
+
+def test_curves_are_of_the_next_token_whatever_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    rows = [
+        {"phase": "joint", "tokens": 10, "loss": 0.4, "next_token": 2.0},
+        {"phase": "joint", "tokens": 20, "loss": 0.3},
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    about = [{"teacher": "t", "arm": "kd", "seed": 1, "step": 1}]
+    spec = {"histories": about, "chained": [], "mixed": ["kd"]}
+    assert [row["loss"] for row in read_curves([str(path)], spec, "t")] == [2.0]
+    # An arm that is trained on the next token alone has it as its loss.
+    found = read_curves([str(path)], spec | {"mixed": []}, "t")
+    assert [row["loss"] for row in found] == [2.0, 0.3]
+
+
+def test_losses_that_differ_by_factors_have_a_logarithmic_axis() -> None:
+    rows = [row | {"loss": row["loss"] * (1 + 3 * (row["step"] == 2))} for row in curves()]
+    figure, _ = training_figure(rows, ["iskd", "best"])
+    assert figure.axes[0].get_yscale() == "log"
 
 
 def test_substitutions_are_marked(drawn: dict[str, Drawn]) -> None:
@@ -217,7 +320,9 @@ def test_tick_labels_do_not_run_into_one_another(drawn: dict[str, Drawn], name: 
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_legend_names_arms_in_words(drawn: dict[str, Drawn], name: str) -> None:
     figure, frame = drawn[name]
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()] if figure.legends else []
+    if name == "order":  # its panels are one arm's each, and say so above
+        labels = [axes.get_title() for axes in figure.axes]
     assert not any("_" in label for label in labels)
     arms = set(frame["arm"]) - {"chance", "claimed (paper)"}
     styles = arm_styles(arms)

@@ -20,7 +20,7 @@ from iskd.paper.queries import at_headline, chance_levels, reductions_of
 from iskd.paper.resources import costs_columns, costs_table, efficiency_columns, efficiency_table
 from iskd.paper.significance import significance_columns, significance_table
 from iskd.paper.style import task_title
-from iskd.paper.summary import summary_page
+from iskd.paper.summary import STYLE, summary_page
 from iskd.paper.tables import save_table
 from tests.unit.synthetic import GPT2_TASKS, chance_of, headline_of, make_metrics
 
@@ -201,6 +201,10 @@ def test_the_first_page_is_readable_and_says_what_came_out(
     assert page.count("<table") == 1
     # The report fills in templates, which a study's own words must not become.
     assert "{" not in text
+    # Its style goes before it, as Snakemake reads it, and is no template either.
+    page = docutils.core.publish_parts(STYLE + text, writer="html")["body"]
+    assert "<style>\ndiv.grow" in page
+    assert not {"{{", "{%", "{#"} & {STYLE[i : i + 2] for i in range(len(STYLE))}
 
 
 def test_a_card_holds_the_numbers_and_the_hubs_metadata(

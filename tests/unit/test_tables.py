@@ -15,6 +15,8 @@ import pytest
 from iskd.errors import UserError
 from iskd.paper import metrics as metrics_module
 from iskd.paper.ablation_table import ablation_table
+from iskd.paper.columns import Column
+from iskd.paper.layout import figure_page, html_table
 from iskd.paper.main_table import MAIN_TABLE_NOTE, main_table
 from iskd.paper.metrics import tidy, write_metrics
 from iskd.paper.tables import save_table
@@ -117,6 +119,34 @@ def test_a_table_is_written_as_markdown(tmp_path: Path, table: pd.DataFrame) -> 
         "| 60.0 ± 0.0 | 75.0 | 2.750 ± 0.000 |",
         "| My arm | 3 | 1 | 105,352,320 | 15.3 | 20.0 ± 0.5 | 57.1 | -50.0 | – | – | – |",
     ]
+
+
+def test_a_table_as_html_is_no_wider_than_the_page(tmp_path: Path, table: pd.DataFrame) -> None:
+    save_table(table, tmp_path / "main", "caption", "tab:main")
+    page = (tmp_path / "main.html").read_text(encoding="utf-8")
+    assert page.count("<table>") == 1
+    arms = Column("", "Arm", "", ["Teacher", "ISKD"], is_text=True, is_key=True)
+    tasks = [
+        Column(f"Task {number}", head, "%", ["100.0", "97.1 [94.3, 100.0]"])
+        for number in range(8)
+        for head in ("acc", "kept")
+    ]
+    text = html_table([arms, *tasks])
+    assert text.count("<table>") == text.count(">Arm<") > 1
+    assert text.count('class="group"') == 8
+    # An interval stands below its number.
+    assert "<td>97.1<br><small>[94.3, 100.0]</small></td>" in text
+    heads = [line.count("<th") for line in text.splitlines() if ">Arm<" in line]
+    assert max(heads) <= 11
+
+
+def test_a_figures_page_has_its_caption_below() -> None:
+    svg = '<?xml version="1.0"?>\n<svg height="10pt" viewBox="0 0 9 9" width="20pt"><g/></svg>\n'
+    page = figure_page(svg, "**toy** at <1>, see\n``metrics.csv``, *not* more.")
+    assert '<svg viewBox="0 0 9 9" width="1000"><g/></svg>' in page
+    caption = "<strong>toy</strong> at &lt;1&gt;, see <code>metrics.csv</code>, <em>not</em> more."
+    assert page.index("</svg>") < page.index(f"<figcaption>{caption}</figcaption>")
+    assert "<?xml" not in page
 
 
 def test_csv_is_for_machines(tmp_path: Path, table: pd.DataFrame) -> None:

@@ -382,10 +382,10 @@ def test_a_figure(done: Follower) -> None:
     done.write("scripts/figure_sizes.py", script)
     rules = "workflow/rules/paper.smk"
     rule = re.search(
-        r"use rule figure_loss as figure_order with:\n.*?\n\n\n", done.read(rules), re.DOTALL
+        r"use rule figure_loss as figure_flips with:\n.*?\n\n\n", done.read(rules), re.DOTALL
     )
     assert rule is not None
-    new = rule[0].replace("figure_order", "figure_sizes").replace('"order"', '"sizes"')
+    new = rule[0].replace("figure_flips", "figure_sizes").replace('"flips"', '"sizes"')
     done.after(rules, rule[0], new)
     done.edit(rules, '"flips", "order"]', '"flips", "order", "sizes"]')
     done.write("workflow/report/figure_sizes.rst", "How large each model is.\n")

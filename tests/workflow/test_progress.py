@@ -15,6 +15,12 @@ def test_a_failed_job_ends_in_what_matters(tmp_path: Path) -> None:
     log = "results/tiny/logs/prepare_corpus/toy.log"
     place = lines.index(f"prepare_corpus toy failed; the end of {log}:")
     assert "less than one sequence of 250; give more text" in lines[place + 1]
-    # Behind it there is only where Snakemake's own log lies.
+    # Behind it there is only that the study ends, which job failed, and where its log lies.
     assert len(lines) - place <= 10
+    assert lines[lines.index("1 job of 3 failed:") + 2].strip() == log
+    # One line for each of the two jobs before; inputs and reasons are for --verbose.
+    assert len([line for line in lines if line[1:4] == "/3 "]) == 2
+    assert not [line for line in lines if line.strip().startswith(("input:", "reason:", "rule "))]
+    ours = [line for line in lines if line.startswith(("study ", "1/3", "2/3"))]
+    assert max(len(line) for line in ours) <= 80
     assert "Traceback" not in done.stderr

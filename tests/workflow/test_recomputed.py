@@ -53,7 +53,9 @@ def test_figures_read_the_numbers_and_nothing_else(paper: Paper) -> None:
             assert all(name.endswith("/manifest.json") for name in request["inputs"])
             assert read == {"substitute_block", "prune_l1", "distill_student"}
         else:
-            assert read <= allowed, request["rule"]
+            # What a step has changed stands beside it.
+            steps = {"substitute_block"} if request["rule"] == "figure_order" else set()
+            assert read <= allowed | steps, request["rule"]
 
 
 def test_a_report_can_be_sent_to_a_colleague(finished: Clone, tmp_path: Path) -> None:

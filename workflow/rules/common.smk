@@ -17,6 +17,8 @@ if str(SCRIPTS) not in os.environ.get("PYTHONPATH", "").split(os.pathsep)[:1]:
     others = [path for path in [os.environ.get("PYTHONPATH")] if path]
     os.environ.update(PYTHONPATH=os.pathsep.join([str(SCRIPTS), *others]))
 
+from snakemake.settings.enums import Quietness
+
 from iskd.config import (
     check_data_files,
     check_fetched_corpus,
@@ -44,7 +46,9 @@ from iskd.provenance.times import settle_times
 from iskd.runtime.locks import read_holder, take_lock
 from iskd.runtime.tracking import check_packages
 from iskd.runtime.workdir import sweep
-from iskd.study_progress import StudyProgress, closing_words
+from iskd.progress import NOTES
+from iskd.screen import is_terminal
+from iskd.study_progress import SHOW, StudyProgress, how_much, is_routine
 
 # The name under which another workflow uses this one, if one does. (`is_module` is always true.)
 MODULE = workflow.modifier.namespace
@@ -209,29 +213,72 @@ HUB_LOCK = f"results/{STUDY.study}/hub.lock.json"
 
 STUDY_LOCK = Path(".snakemake", f"{STUDY.study}.lock")
 
+
+def checked_show():
+    """Read how much the study shall show; a mistake ends Snakemake in one line."""
+    try:
+        shown = how_much(os.environ.get(SHOW))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    output = workflow.output_settings
+    # With --verbose Snakemake tells of each job itself; -q silences lines of jobs only.
+    quiet = {Quietness.ALL, Quietness.RULES, Quietness.PROGRESS} & set(
+        output.quiet or ()
+    )
+    return "study" if shown == "jobs" and (output.verbose or quiet) else shown
+
+
 PROGRESS = StudyProgress(
-    STUDY.study, benchmarks=results_folder(STUDY.study) / "benchmarks"
+    STUDY.study,
+    benchmarks=results_folder(STUDY.study) / "benchmarks",
+    shown=checked_show(),
 )
 
 
-def say_what_failed():
-    """End with what matters: of each job that failed, the end of its log, and where it lies."""
-    for failed in PROGRESS.failed:
-        print(f"\n{failed.as_text()}", file=sys.stderr)
+def show_progress():
+    """Have jobs say how far they are, and a terminal keep the study's line."""
+    settings = workflow.execution_settings
+    if PROGRESS.shown == "nothing" or settings.debug or settings.edit_notebook:
+        return
+    if workflow.local_exec:
+        os.environ[NOTES] = str(PROGRESS.take_notes())
+    if is_terminal():
+        PROGRESS.start_screen()
 
 
-def say_what_was_made():
+def say_what_failed(logs):
+    """End with the jobs that failed, and where their logs are."""
+    PROGRESS.end()
+    print(PROGRESS.failed_words(logs), file=sys.stderr)
+
+
+def say_what_was_made(logs):
     """Say what a study that ran to its end has made."""
-    if not workflow.output_settings.quiet:
-        print(closing_words(results_folder(STUDY.study)), file=sys.stderr)
+    PROGRESS.end()
+    if PROGRESS.shown != "nothing":
+        words = PROGRESS.closing_words(results_folder(STUDY.study), logs)
+        print(words, file=sys.stderr)
+
+
+def follow_snakemake():
+    """Show a line per job in the place of what Snakemake says of each, except in its log file."""
+    log = logging.getLogger("snakemake.logging")
+    log.addHandler(PROGRESS)
+    output = workflow.output_settings
+    if PROGRESS.shown != "nothing" and not (output.verbose or output.debug_dag):
+        for handler in log.handlers:
+            # The file has everything. A screen that --logger names has its own ways.
+            if handler.name == "DefaultStreamHandler":
+                handler.addFilter(lambda record: not is_routine(record))
 
 
 if workflow.is_main_process:
     if "ISKD_PLAN_ONLY" not in os.environ:
         check_reductions()
     # A workflow that has this one as a module has jobs of its own to tell of.
-    if not (workflow.output_settings.quiet or MODULE is not None):
-        logging.getLogger("snakemake.logging").addHandler(PROGRESS)
+    if not (workflow.output_settings.dryrun or MODULE is not None):
+        follow_snakemake()
     tidy_results()
 
 

@@ -268,15 +268,22 @@ def checkpoint_output(rule, *more):
 
 
 def figure_output(name, title):
-    """Give the files of a teacher's figure, of which the report shows one."""
+    """Give the files of a teacher's figure, of which the report shows a page with its caption."""
     stem = f"<results>/figure_{name}/{{teacher}}/{name}"
     shown = report(
-        f"{stem}.png",
+        f"{stem}.html",
         caption=f"../report/figure_{name}.rst",
         category="Figures",
         labels={"figure": title, "teacher": "{teacher}"},
     )
-    return [*multiext(stem, ".pdf", ".svg", ".csv"), shown]
+    return [*multiext(stem, ".pdf", ".svg", ".png", ".csv"), shown]
+
+
+def caption_of(name):
+    """Read what the report says below a figure; as a parameter, Snakemake fills in the teacher."""
+    file = RULES.parent / "report" / f"figure_{name}.rst"
+    text = file.read_text(encoding="utf-8")
+    return text.replace("{{ snakemake.wildcards.teacher }}", "{teacher}")
 
 
 def table_output(name, title):

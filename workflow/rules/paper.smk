@@ -17,6 +17,7 @@ rule figure_loss:
     conda:
         "../../envs/iskd.yaml"
     params:
+        caption=caption_of("loss"),
         script="figure_loss",
         code=code_fingerprint("figure_loss"),
     script:
@@ -32,6 +33,7 @@ use rule figure_loss as figure_tradeoff with:
         "<logs>/figure_tradeoff/{teacher}.log",
     params:
         **PLAN.jobs.reporting(),
+        caption=caption_of("tradeoff"),
         script="figure_tradeoff",
         code=code_fingerprint("figure_tradeoff"),
 
@@ -47,6 +49,7 @@ use rule figure_loss as figure_pareto with:
     log:
         "<logs>/figure_pareto/{teacher}.log",
     params:
+        caption=caption_of("pareto"),
         script="figure_pareto",
         code=code_fingerprint("figure_pareto"),
 
@@ -63,6 +66,7 @@ use rule figure_loss as figure_training with:
         "<logs>/figure_training/{teacher}.log",
     params:
         **PLAN.jobs.curves(),
+        caption=caption_of("training"),
         script="figure_training",
         code=code_fingerprint("figure_training"),
 
@@ -76,18 +80,25 @@ use rule figure_loss as figure_flips with:
         "<logs>/figure_flips/{teacher}.log",
     params:
         **PLAN.jobs.reporting(),
+        caption=caption_of("flips"),
         script="figure_flips",
         code=code_fingerprint("figure_flips"),
 
 
-# Which block of one teacher was replaced when, and what each step added to the loss.
+# What each step changed of one teacher, and what it added to the loss.
 use rule figure_loss as figure_order with:
+    input:
+        **metrics_file(),
+        substitutions=ancient(SUBSTITUTIONS),
+        manifests=manifests_beside(SUBSTITUTIONS),
     output:
         figure_output("order", "6 order and damage"),
         manifest="<results>/figure_order/{teacher}/manifest.json",
     log:
         "<logs>/figure_order/{teacher}.log",
     params:
+        **PLAN.jobs.substitutions(),
+        caption=caption_of("order"),
         script="figure_order",
         code=code_fingerprint("figure_order"),
 

@@ -10,7 +10,6 @@ scored by lm-eval itself, in the batches that it would make.
 import copy
 import functools
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -112,12 +111,13 @@ class ScoringLM(HFLM):
             UserError: A continuation alone is longer than the model can read.
             Interrupted: The process was asked to stop; what was scored is kept.
         """
+        del disable_tqdm  # the bar is ours, and names model and task
         self._items = [request.doc_id for request in requests]
         alone = [text for context, text in (request.args for request in requests) if not context]
         tokens = self.tokenizer(alone, add_special_tokens=False)["input_ids"] if alone else []
         self._known = {(text, False): own for text, own in zip(alone, tokens, strict=True)}
         try:
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not _on_terminal())
+            return super().loglikelihood(requests, disable_tqdm=True)
         finally:
             self._known = None
 
@@ -281,7 +281,3 @@ def batches_of(requests: Sequence[Request], batch_size: int) -> list[list[int]]:
         [index for indices in ordered[start : start + batch_size] for index in indices]
         for start in range(0, len(ordered), batch_size)
     ]
-
-
-def _on_terminal() -> bool:
-    return sys.stderr.isatty()

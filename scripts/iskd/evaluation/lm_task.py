@@ -5,7 +5,6 @@ aggregation) is lm-eval's.
 """
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -159,14 +158,13 @@ def _check_gold(task: ConfigurableTask, doc: Row) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lm-eval's notes out of the log, and progress bars out of what is no terminal."""
+    """Keep lm-eval's notes out of the log, and its bars and those of `datasets` off the screen."""
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    # No argument reaches this bar; `disable=None` means: draw on terminals only.
-    lm_eval.api.task.tqdm = partial(tqdm, disable=None)
+    datasets.disable_progress_bars()
+    # No argument reaches this bar. What a job shows is iskd.progress's.
+    lm_eval.api.task.tqdm = partial(tqdm, disable=True)
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from iskd.paper.columns import Column, groups_of, own_head
+from iskd.paper.columns import Column, groups_of, own_head, share_out
 from iskd.paper.formats import with_unit
 
 # Widths in digits of the font. The text of a two-column A4 paper is 455 pt wide, and a digit at
@@ -83,23 +83,7 @@ def _panels(columns: Sequence[Column]) -> tuple[str, list[list[Column]]]:
         if total <= room:
             return size, [list(columns)]
     size, room = _SIZES[-1]
-    keys = [column for column in columns if column.is_key]
-    left = room - sum(_width(column) for column in keys)
-    panels: list[list[Column]] = []
-    used = 0.0
-    rest = [column for column in columns if not column.is_key]
-    for key, members in groups_of(rest):
-        parts = [members]
-        if not key[0] or _total_width(key, members) > left:
-            parts = [[column] for column in members]
-        for part in parts:
-            width = _total_width(key, part)
-            if not panels or used + width > left:
-                panels.append([])
-                used = 0.0
-            panels[-1] += part
-            used += width
-    return size, [keys + panel for panel in panels]
+    return size, share_out(columns, room, _total_width)
 
 
 def _total_width(key: tuple[str, str], columns: Sequence[Column]) -> float:

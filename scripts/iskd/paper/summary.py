@@ -16,6 +16,23 @@ from iskd.paper.queries import aggregate, at_headline, headline_panels, rows_of
 from iskd.paper.style import arm_styles, task_title
 from iskd.paper.tables import in_order
 
+# Snakemake centres the page in the window: of one that is higher, the first lines would be out of
+# reach. Its column is narrow for a table, and a digest would run out of it.
+STYLE = """\
+.. raw:: html
+
+   <style>
+   div.grow.items-center.h-screen { align-items: flex-start !important; }
+   div.prose { max-width: 44rem !important; line-height: 1.35; }
+   div.prose p, div.prose ul, div.prose table { margin: .5em 0 !important; }
+   div.prose li, div.prose li p, div.prose td p, div.prose th p { margin: 0 !important; }
+   div.prose td, div.prose th { padding: .15em .5em !important; vertical-align: top; }
+   div.prose tt { overflow-wrap: anywhere; }
+   div#rulegraph { max-height: 97vh; overflow: auto; }
+   </style>
+
+"""
+"""What goes before the page in the report, and into no other place."""
 _INTRODUCTION = """\
 Iterative Structured Knowledge Distillation (ISKD): one transformer block after the other is
 replaced by a compact one, and after each replacement the whole model is fine-tuned, at a high

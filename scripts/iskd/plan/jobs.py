@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from iskd.config.schema import (
+    Arm,
     FolderTeacher,
     GivenTeacher,
     HubArm,
@@ -18,6 +19,7 @@ from iskd.config.schema import (
     HubTeacher,
     HubText,
     LmEvalTask,
+    Objective,
     Study,
     ToyCorpus,
     ToyText,
@@ -240,11 +242,16 @@ class StudyJobs:
         }
 
     def curves(self) -> dict[str, Any]:
-        """Parameters of ``figure_training``: what each history is about."""
+        """Parameters of ``figure_training``: what each history is about, and of which loss."""
         return {
             "histories": [asdict(model) for model in self.models.trained()],
             "chained": list(self.models.iskd_arms()),
+            "mixed": sorted(name for name, arm in self.study.arms.items() if not _is_plain(arm)),
         }
+
+    def substitutions(self) -> dict[str, Any]:
+        """Parameters of ``figure_order``: what each substitution is about."""
+        return {"substitutions": [asdict(model) for model in self.models.substituted()]}
 
     def numbers(self) -> dict[str, Any]:
         """Parameters of ``paper_numbers`` and ``paper_measured_numbers``."""
@@ -326,3 +333,9 @@ class StudyJobs:
             assert metric is not None  # noqa: S101 - checked with the config
             return metric
         return KINDS[kind].headline
+
+
+def _is_plain(arm: Arm) -> bool:
+    """Tell whether an arm is trained on the next token alone."""
+    objective = getattr(arm, "objective", None) or Objective()
+    return objective.next_token == 1 and not (objective.kl or objective.hidden)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from iskd.errors import UserError
+from iskd.progress import job_name, name_job
 from iskd.provenance.artifact import staging_folder, text_digest
 from iskd.provenance.energy import EnergyMeter
 from iskd.provenance.ledger import Spent
@@ -102,6 +103,7 @@ def run_rule(
     attempt_number = task.resources.get("attempt")
     log_path = Path(task.log[0]) if len(task.log) else None
     rule, folder = rule_name(task), Path(task.output.manifest).parent
+    name_job(job_name(rule, dict(task.wildcards.items())))
     log = _open_log_or_exit(rule, log_path)
     params, outputs = dict(task.params.items()), [Path(path) for path in task.output]
     try:
@@ -171,6 +173,7 @@ def _task_of_script() -> SnakemakeObject | Assignment:
 
 def _process_job(assignment: Assignment) -> Iterator[Job]:
     """Give the job to the script in one of several processes."""
+    name_job(job_name(assignment.rule, assignment.wildcards))
     work = WorkFolder(Path(assignment.work), assignment.request)
     # Each process would know of its own GPU's energy alone.
     work.open_ledger(lambda: Spent(time.time() - assignment.started, None))

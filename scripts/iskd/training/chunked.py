@@ -105,6 +105,7 @@ def chunked_loss(
     teacher: Target | None = None,
     *,
     multiple: int | None = None,
+    next_token: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Give next_token * CE + kl * T^2 * KL(teacher_T || student_T), both means over rows, in nats.
 
@@ -117,6 +118,7 @@ def chunked_loss(
         multiple: pad the vocabulary to a multiple of this, in here alone: with rows of zeros that
             no sum includes, so that loss and gradients stay what they are. Left out, ``ALIGNED``
             where a GPU computes in 16 bits, and else no padding.
+        next_token: a scalar that CE is added to, whatever its weight, without a gradient.
 
     Returns:
         a scalar, float32 (or as the hidden states, if these are more precise)
@@ -125,7 +127,7 @@ def chunked_loss(
         multiple = _alignment(projection.get_parameter("weight"))
     how = (torch.is_grad_enabled(), multiple)
     loss: torch.Tensor = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, projection.weight, projection.bias, labels, terms, teacher, *how
+        hidden, projection.weight, projection.bias, labels, terms, teacher, *how, next_token
     )
     return loss
 
@@ -142,6 +144,7 @@ class _ChunkedLoss(torch.autograd.Function):
         teacher: Target | None,
         learning: bool,
         multiple: int,
+        told: torch.Tensor | None,
     ) -> torch.Tensor:
         exact = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
         total = torch.zeros((), device=hidden.device, dtype=exact)
@@ -158,6 +161,9 @@ class _ChunkedLoss(torch.autograd.Function):
             rows = slice(start, start + ROWS)
             part = hidden[rows].to(used.dtype)
             logits = functional.linear(part, used, offset)[:, : len(weight)].to(exact)
+            if told is not None:
+                chosen = logits.gather(1, labels[rows, None])[:, 0]
+                told += (logits.logsumexp(-1) - chosen).sum() / count
             # Of what pads the vocabulary the gradient stays 0.
             width = len(used) if learning else 0
             room = torch.zeros(len(part), width, dtype=exact, device=hidden.device)
@@ -191,7 +197,7 @@ class _ChunkedLoss(torch.autograd.Function):
             None if one is None else one * grad_output.to(one.dtype)
             for one in (of_hidden, of_weight, of_bias)
         ]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def _alignment(weight: torch.Tensor) -> int:

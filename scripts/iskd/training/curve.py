@@ -6,14 +6,13 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from iskd.errors import UserError
-from iskd.progress import bar
+from iskd.progress import Bar, bar
 from iskd.runtime.distributed import world
 
 log = logging.getLogger("iskd.training")
@@ -53,10 +52,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
         self.flops = 0
         # Since the last report. The Trainer's own sum is lost when a run is resumed.
         self.losses: list[torch.Tensor] = []
+        # The same of the next-token loss, where the objective is another one.
+        self.next_token: list[torch.Tensor] = []
         self.resumed = 0
         self.per_sequence: dict[Hashable, int] = {}
         self.started = time.monotonic()
-        self.bar: tqdm[NoReturn] | None = None
+        self.bar: Bar | None = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -96,6 +97,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
         done = state.global_step
         loss = sum(loss.item() for loss in self.losses) / len(self.losses)
         self.losses.clear()
+        told = {}
+        if self.next_token:
+            told["next_token"] = sum(one.item() for one in self.next_token) / len(self.next_token)
+            self.next_token.clear()
         check_finite(loss, done, state.max_steps)
         here = time.monotonic() - self.started
         left = here / max(1, done - self.resumed) * (state.max_steps - done)
@@ -105,6 +110,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
                 "step": done,
                 "tokens": self.seen(done) * self.length,
                 "loss": loss,
+                **told,
                 "learning_rate": float(logs["learning_rate"]),
                 "flops": self.flops,
             }
@@ -126,14 +132,16 @@ class Reporter(TrainerCallback):  # type: ignore[misc] # the library is not type
 
     def curve(self) -> dict[str, Any]:
         """Give what a resumed run needs to end with the same curve."""
-        losses = [loss.item() for loss in self.losses]
-        return {"history": self.history, "flops": self.flops, "losses": losses}
+        losses, told = ([one.item() for one in ones] for ones in (self.losses, self.next_token))
+        waiting = {"losses": losses, "next_token": told}
+        return {"history": self.history, "flops": self.flops, **waiting}
 
     def carry_on(self, curve: dict[str, Any], update: int) -> None:
         """Take over the curve of the run that is resumed after an update."""
         self.history[:] = curve["history"]
         self.flops = curve["flops"]
         self.losses[:] = [torch.tensor(loss) for loss in curve["losses"]]
+        self.next_token[:] = [torch.tensor(loss) for loss in curve["next_token"]]
         self.resumed = update
 
     def seen(self, updates: int) -> int:

@@ -44,8 +44,8 @@ def next_token_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> t
 def in_chunks(model: Any) -> bool:
     """Say whether a model's losses are worked out in chunks, without whole logits.
 
-    They are where its vocabulary is large, and it is the library's model itself: one that is
-    wrapped, for several processes or by a compiler, must be called as a whole.
+    They are where its vocabulary is large, unless it is wrapped, for several processes or by a
+    compiler: then it must be called as a whole.
     """
     return (
         isinstance(model, PreTrainedModel)
@@ -65,16 +65,27 @@ def _chunked(
     ids: torch.Tensor,
     terms: Terms,
     teacher: Target | None,
+    *,
+    told: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows = hidden[:, :-1].flatten(0, 1)
-    projection = model.get_output_embeddings()
-    return chunked_loss(rows, projection, ids[:, 1:].flatten().long(), terms, teacher)
+    labels = ids[:, 1:].flatten().long()
+    return chunked_loss(
+        rows, model.get_output_embeddings(), labels, terms, teacher, next_token=told
+    )
 
 
 def _cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten().long()
     )
+
+
+@torch.no_grad()
+def _told_cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Give what :func:`_cross_entropy` does, one sequence at a time: it costs no memory."""
+    parts = [_cross_entropy(logits[n : n + 1], ids[n : n + 1]) for n in range(len(ids))]
+    return torch.stack(parts).mean()
 
 
 class Mixture:
@@ -89,8 +100,7 @@ class Mixture:
     the teacher's. A term of weight 0 is not computed.
 
     The teacher becomes frozen and free of dropout, answers in its own data type, and follows the
-    batch to its device. For ``kl`` what it was recorded to say can take its place; KL is then as
-    exact as that.
+    batch to its device. For ``kl`` what was recorded of it can take its place.
 
     Args:
         settings: the weights of the terms (0 or more), and the temperature of KL (above 0).
@@ -99,6 +109,10 @@ class Mixture:
         cache: recorded answers, in place of the teacher.
         mask: hand the student an attention mask of ones, as the published code does. It changes
             nothing in a model that treats masks rightly.
+
+    Attributes:
+        next_token: CE of the latest batch, without a gradient, to compare curves of different
+            objectives. None where it is the loss itself, or needs logits that no term does.
 
     Raises:
         UserError: weights that make no loss, or a term that needs a teacher and has none.
@@ -127,6 +141,8 @@ class Mixture:
         self.teacher = teacher
         self.cache = cache
         self.mask = mask
+        self.next_token: torch.Tensor | None = None
+        self._pure = settings.next_token == 1 and not settings.needs_teacher
         if teacher is not None:
             teacher.eval().requires_grad_(requires_grad=False)
 
@@ -151,11 +167,17 @@ class Mixture:
                 extra = {"attention_mask": torch.ones_like(ids)} if self.mask else {}
                 given = model(input_ids=ids, use_cache=False, **extra).logits
         terms: list[torch.Tensor] = []
+        self.next_token = None
         if chunks and (settings.next_token or settings.kl):
             weights = Terms(settings.next_token, settings.kl, settings.temperature)
-            terms.append(_chunked(model, given, ids, weights, target))
+            self.next_token = None if self._pure else torch.zeros((), device=ids.device)
+            terms.append(_chunked(model, given, ids, weights, target, told=self.next_token))
         elif settings.next_token:
-            terms.append(settings.next_token * _cross_entropy(given, ids))
+            entropy = _cross_entropy(given, ids)
+            terms.append(settings.next_token * entropy)
+            self.next_token = None if self._pure else entropy.detach()
+        elif not chunks:
+            self.next_token = _told_cross_entropy(given, ids)
         if not chunks and isinstance(target, TeacherDraws):
             terms.append(settings.kl * _drawn_divergence(given, target, settings.temperature))
         elif not chunks and settings.kl:
@@ -167,7 +189,7 @@ class Mixture:
             terms.append(settings.kl * _divergence(given, answer, settings.temperature))
         if settings.hidden:
             # One of several processes may hold a sequence that is not its own: see trainer.py.
-            counted = int(batch["counted"]) if "counted" in batch else len(ids)
+            counted = int(batch.get("counted", len(ids)))
             gaps = [_gap(own, other, counted) for own, other in zip(found, wanted, strict=True)]
             terms.append(settings.hidden * torch.stack(gaps).mean())
         return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
@@ -247,7 +269,7 @@ def _check_shapes(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def _outputs(blocks: list[nn.Module], store: list[torch.Tensor]) -> Iterator[None]:
-    """Collect the blocks' outputs, in the order of their calls, while the context is open."""
+    """Collect the blocks' outputs, in the order of their calls."""
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
         store.append(first_tensor(output))

@@ -119,6 +119,7 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc] # the library is not type
         parts = ids.split(at_once)
         places = batch["index"].split(at_once)
         total = torch.zeros((), device=ids.device)
+        next_token: torch.Tensor | None = None
         for number, (part, index) in enumerate(zip(parts, places, strict=True), 1):
             # Processes exchange their gradients once per batch.
             waits = number < len(parts) and world().size > 1
@@ -128,7 +129,13 @@ class ObjectiveTrainer(Trainer):  # type: ignore[misc] # the library is not type
                 loss = loss * (weight * len(part) / len(ids))
                 self.accelerator.backward(loss)
             total += loss.detach()
+            told: torch.Tensor | None = getattr(self.objective, "next_token", None)
+            if told is not None:
+                share_of_it = told * (weight * len(part) / len(ids))
+                next_token = share_of_it if next_token is None else next_token + share_of_it
         self.reporter.losses.append(mean(total))
+        if next_token is not None:
+            self.reporter.next_token.append(mean(next_token))
         return total
 
     def _part(self) -> tuple[dict[str, torch.Tensor], float]:

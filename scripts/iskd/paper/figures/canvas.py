@@ -19,6 +19,7 @@ from matplotlib.typing import LineStyleType
 
 from iskd.errors import UserError
 from iskd.paper.csv_text import csv_text
+from iskd.paper.layout import figure_page
 from iskd.paper.metrics import tidy
 from iskd.paper.style import COLUMN_WIDTH, REFERENCE_COLOUR, TEXT_WIDTH, ArmStyle, paper_style
 
@@ -86,6 +87,17 @@ def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path, origin: str = "
     _with_suffix(stem, "csv").write_bytes(csv_text(frame).encode())
 
 
+def save_page(stem: Path, caption: str) -> None:
+    """Write a saved figure with its caption beneath as a page, `<stem>.html`, for the report.
+
+    Args:
+        stem: path of the figure's files, without suffix.
+        caption: what `workflow/report/figure_<name>.rst` says.
+    """
+    svg = _with_suffix(stem, "svg").read_text(encoding="utf-8")
+    _with_suffix(stem, "html").write_bytes(figure_page(svg, caption).encode())
+
+
 def _with_suffix(stem: Path, suffix: str) -> Path:
     # Path.with_suffix would cut a stem such as "gpt2-v1.5" at its last point.
     return stem.with_name(f"{stem.name}.{suffix}")
@@ -96,17 +108,20 @@ def columns_for(panels: int) -> int:
     return {1: 1, 2: 2, 4: 2}.get(panels, 3)
 
 
-def make_panels(count: int, **shared: str | bool) -> tuple[Figure, list[Axes]]:
+def make_panels(
+    count: int, *, row_height: float = ROW_HEIGHT, **shared: str | bool
+) -> tuple[Figure, list[Axes]]:
     """Make a figure with panels: one as wide as a column of text, several as wide as the page's.
 
     Args:
         count: number of panels.
+        row_height: of a row of panels, in inches.
         **shared: `sharex` and `sharey` of matplotlib's `subplots`.
     """
     columns = columns_for(count)
     rows = math.ceil(count / columns)
     width = COLUMN_WIDTH if count == 1 else TEXT_WIDTH
-    figure = new_figure(width, rows * ROW_HEIGHT + _LABEL_HEIGHT)
+    figure = new_figure(width, rows * row_height + _LABEL_HEIGHT)
     grid: Any = figure.subplots(rows, columns, squeeze=False, **shared)  # type: ignore[call-overload]
     axes = list(grid.flat)
     for extra in axes[count:]:
@@ -166,6 +181,13 @@ def draw_level(
     axes.axhline(level, color=style.colour, linewidth=0.9, linestyle=line_style(style), zorder=1.5)
     if math.isfinite(interval[0]):
         axes.axhspan(*interval, color=style.colour, alpha=0.1, linewidth=0)
+
+
+def interval_of(rows: pd.DataFrame) -> list[tuple[float, float]]:
+    """Give from where to where each row's value and its interval reach."""
+    low, high = (rows[name].fillna(rows["score"]) for name in ("low", "high"))
+    ends = zip(low.clip(upper=rows["score"]), high.clip(lower=rows["score"]), strict=True)
+    return [(float(one), float(other)) for one, other in ends]
 
 
 def draw_points(
@@ -251,10 +273,14 @@ def reference_style(label: str, dashes: Sequence[float]) -> ArmStyle:
 
 
 def finish(figure: Figure, handles: Iterable[Line2D]) -> Figure:
-    """Put a legend above the panels, make room for it, and settle where everything stands."""
-    legend = _draw_legend(figure, list(handles))
-    height = legend.get_window_extent().height / figure.dpi
-    figure.set_figheight(figure.get_figheight() + height)
+    """Put a legend above the panels, make room for it, and settle where everything stands.
+
+    Without handles there is none.
+    """
+    if handles := list(handles):
+        legend = _draw_legend(figure, handles)
+        height = legend.get_window_extent().height / figure.dpi
+        figure.set_figheight(figure.get_figheight() + height)
     # Each pass of the layout starts from the one before and moves things by a last bit, which
     # shows in the ids of an SVG. One pass, and the bytes no longer depend on earlier drawings.
     figure.draw_without_rendering()

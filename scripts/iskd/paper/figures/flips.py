@@ -1,8 +1,9 @@
 """How many answers changed behind an accuracy that hardly did."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iskd.errors import UserError
@@ -11,7 +12,6 @@ from iskd.paper.figures.canvas import (
     columns_for,
     draw_bars,
     draw_points,
-    few_ticks,
     finish,
     handle,
     make_panels,
@@ -23,6 +23,10 @@ from iskd.paper.figures.canvas import (
 from iskd.paper.queries import aggregate, rows_of
 from iskd.paper.style import arm_styles, in_arm_order, paper_style, task_title
 
+# Percentage points up to which an axis is about linear.
+_LINEAR = 2.0
+# Ticks by the number of columns.
+_TICKS = {1: (1, 2, 5, 10, 20, 50, 100), 2: (2, 5, 10, 20, 50, 100), 3: (2, 10, 50)}
 _LEAST = reference_style("As few as the accuracy allows", (1, 2))
 
 
@@ -33,7 +37,9 @@ def flips_figure(
 
     A model that only loses answers lies on the dotted line: an accuracy cannot change by more than
     the share of items that flip. How far above it a model lies is how much of the teacher's
-    behaviour it has exchanged for another (Dutta et al. 2024, arXiv 2407.09141).
+    behaviour it has exchanged for another (Dutta et al. 2024, arXiv 2407.09141). Both axes are
+    linear around 0 and logarithmic far from it (asinh), so that models that have changed little
+    are apart where others have lost everything; the dotted line stays straight.
 
     Args:
         metrics: a frame of `iskd.paper.metrics.read_metrics`.
@@ -91,14 +97,23 @@ def flips_figure(
                     draw_points(axes, own, style, "change", joined=False)
             set_title(axes, task_title(str(name)), columns_for(len(parts)))
             axes.set(xlabel="", ylabel="Flipped items (%)")
-            low = min(float(part["change"].min()), 0.0)
-            high = max(float(part["change"].max()), 0.0)
-            room = 0.12 * max(high - low, 2.0)
-            axes.set_xlim(low - room, high + room)
-            axes.set_ylim(0, max(float(part["high"].max()), float(part["score"].max())) * 1.08 + 1)
-            few_ticks(axes.xaxis)
-            few_ticks(axes.yaxis)
+            low = min(float(part["change"].min()) * 1.3, -1.0)
+            high = max(float(part["change"].max()) * 1.3, 1.0)
+            top = max(float(part["high"].max()), float(part["score"].max()), 1.0) * 1.15
+            _zoom(axes, "x", (low, high), _TICKS[columns_for(len(parts))])
+            _zoom(axes, "y", (0.0, top), _TICKS[1])
         label = "Change of accuracy against the teacher (percentage points)"
         figure.supxlabel(plain(label), fontsize="medium")
         handles = [handle(style, joined=False) for style in styles.values()]
         return finish(figure, [*handles, handle(_LEAST)]), frame
+
+
+def _zoom(axes: Axes, which: str, ends: tuple[float, float], ticks: Sequence[int]) -> None:
+    """Stretch an axis around 0, and write round numbers at it."""
+    getattr(axes, f"set_{which}scale")("asinh", linear_width=_LINEAR)
+    getattr(axes, f"set_{which}lim")(*ends)
+    wanted = (*(-tick for tick in reversed(ticks)), 0, *ticks)
+    found = [each for each in wanted if ends[0] <= each <= ends[1]]
+    axis = getattr(axes, f"{which}axis")
+    axis.set_ticks(found, [f"{each}".replace("-", "\N{MINUS SIGN}") for each in found])
+    axis.set_ticks([], minor=True)

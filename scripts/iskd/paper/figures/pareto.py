@@ -15,23 +15,27 @@ from iskd.paper.figures.canvas import (
     columns_for,
     draw_bars,
     draw_points,
-    few_ticks,
     finish,
     handle,
+    interval_of,
     make_panels,
+    reference_style,
     set_title,
     teacher_rows,
 )
+from iskd.paper.figures.scales import set_values
 from iskd.paper.measures import HELDOUT
 from iskd.paper.queries import aggregate
 from iskd.paper.style import REFERENCE_COLOUR, ArmStyle, arm_styles, in_arm_order, paper_style
 
 PARAMETERS, DECODE, MEMORY = "parameters", "decode", "memory"
 _AXES = {
-    PARAMETERS: ("Loss against parameters", "Parameters (millions)", 1e-6, False),
-    DECODE: ("Loss against decoding speed", "Decoding, batch {batch} (tokens/s)", 1.0, True),
-    MEMORY: ("Loss against memory", "Peak memory, batch {batch} (MB)", 1e-6, False),
+    PARAMETERS: ("Parameters", "Parameters (millions)\n← fewer", 1e-6, False),
+    DECODE: ("Decoding speed", "Batch {batch} (tokens/s)\n← faster", 1.0, True),
+    MEMORY: ("Memory", "Peak, batch {batch} (MB)\n← less", 1e-6, False),
 }
+_FRONT = reference_style("Front: no model beats these in both", ())
+_BEATEN = ArmStyle("Pale: another one is better in both", "#b0b0b0", "o")
 
 
 def pareto_figure(
@@ -41,6 +45,7 @@ def pareto_figure(
 
     Speed and memory are those at the smallest batch that was measured. Models that another one
     beats in both respects are pale; the others are joined by the front. The teacher competes too.
+    The axis of losses is broken where a few of them lie far from the others.
 
     Args:
         metrics: a frame of `iskd.paper.metrics.read_metrics`.
@@ -95,14 +100,20 @@ def pareto_figure(
             set_title(axes, title, columns_for(len(kinds)))
             _draw(axes, frame[frame["axis"] == kind], styles)
             axes.set(xlabel=label.format(batch=batch), ylabel="Held-out loss (nats/token)")
+            own = frame.loc[frame["axis"] == kind, "x"]
+            set_values(axes, "x", [(x, x) for x in own])
+            # The same for all panels, whichever models were measured.
+            set_values(axes, "y", interval_of(frame), broken=True)
             if more:
                 # Better is to the left in every panel.
                 axes.invert_xaxis()
-            few_ticks(axes.xaxis, 4)
-            few_ticks(axes.yaxis)
         handles = [
             handle(style, joined=False, hollow=arm == TEACHER_ARM) for arm, style in styles.items()
         ]
+        if not frame["on_front"].all():
+            handles.append(handle(_BEATEN, joined=False))
+        if frame.groupby("axis")["on_front"].sum().max() > 1:
+            handles.append(handle(_FRONT))
         return finish(figure, handles), frame
 
 

@@ -17,22 +17,28 @@ TRAINING = "joint"
 """The phase in which a whole model is trained; what is fitted before it has losses of its own."""
 
 _HEIGHT = 2.4  # inches
+# How many times the smallest loss the largest one is where the axis becomes logarithmic.
+_LOGARITHMIC = 2.5
 
 
 def read_curves(
     histories: Sequence[str], spec: Mapping[str, Any], teacher: str
 ) -> list[dict[str, Any]]:
-    """Read the training losses of one teacher's arms.
+    """Read the next-token losses of one teacher's arms in training.
+
+    Where an arm is trained on something else, that is another column of its history than its loss.
 
     Args:
         histories: paths of ``history.jsonl``.
         spec: ``histories``, which says in the same order what each is about (teacher, arm, seed,
-            step), and ``chained``, the arms whose steps build on one another.
+            step), ``chained``, the arms whose steps build on one another, and ``mixed``, the arms
+            whose loss is not that of the next token alone.
         teacher: whose arms.
 
     Returns:
         rows with arm, seed, step, tokens (trained on since the teacher, all earlier steps of a
-        chain included), loss (nats/token); in the order of tokens within each arm, seed and step
+        chain included), loss (nats/token); in the order of tokens within each arm, seed and step.
+        An arm of ``mixed`` that was not told its next-token loss has none.
     """
     found: dict[tuple[str, int], list[tuple[int, list[dict[str, Any]]]]] = defaultdict(list)
     for about, path in zip(spec["histories"], histories, strict=True):
@@ -44,8 +50,9 @@ def read_curves(
         before = 0
         for step, history in sorted(runs, key=lambda run: run[0]):
             for line in history:
-                if line["phase"] == TRAINING:
-                    own = {"tokens": before + line["tokens"], "loss": line["loss"]}
+                loss = line.get("next_token", None if arm in spec["mixed"] else line["loss"])
+                if line["phase"] == TRAINING and loss is not None:
+                    own = {"tokens": before + line["tokens"], "loss": loss}
                     rows.append({"arm": arm, "seed": seed, "step": step} | own)
             before += history[-1]["tokens"] if arm in spec["chained"] else 0
     return rows
@@ -54,7 +61,7 @@ def read_curves(
 def training_figure(
     curves: Iterable[Mapping[str, Any]], chained: Sequence[str]
 ) -> tuple[Figure, pd.DataFrame]:
-    """Draw the training loss against the tokens trained on since the teacher.
+    """Draw the next-token loss in training against the tokens trained on since the teacher.
 
     Lines are means over seeds where these have seen equally many tokens; of the arms that are no
     chain, the last step's. Dotted vertical lines mark where a chain replaces its next block.
@@ -111,11 +118,11 @@ def training_figure(
                     places, own["low"], own["high"], color=style.colour, alpha=0.12, linewidth=0
                 )
         _mark_substitutions(axes, frame, chained, styles, scale)
-        axes.set(ylabel="Training loss (nats/token)")
+        axes.set(ylabel="Next-token loss in training (nats/token)")
         axes.set_xlabel(plain(f"Tokens trained on since the teacher{unit}"))
         axes.set_xlim(left=0)
         few_ticks(axes.xaxis, 8)
-        few_ticks(axes.yaxis)
+        _set_losses(axes, frame)
         return finish(figure, [handle(style) for style in styles.values()]), frame
 
 
@@ -145,3 +152,17 @@ def _mark_substitutions(
                 linestyle=(0, (1, 2)),
                 zorder=1.5,
             )
+
+
+def _set_losses(axes: Any, frame: pd.DataFrame) -> None:
+    """Make the axis of losses logarithmic where some are several times as large as others."""
+    low, high = float(frame["low"].min()), float(frame["high"].max())
+    if low > 0 and high > _LOGARITHMIC * low:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.1, high * 1.1)
+        ticks = [t * 10.0**p for p in range(-4, 4) for t in (1, 2, 3, 5, 7)]
+        ticks = [tick for tick in ticks if low / 1.1 <= tick <= high * 1.1]
+        axes.yaxis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.yaxis.set_ticks([], minor=True)
+    else:
+        few_ticks(axes.yaxis)
