@@ -194,7 +194,7 @@ def test_the_order_says_what_was_changed_and_what_it_cost(
     assert labels[:2] == ["1: 3 heads, 5 mlp", "2: block 7"]
     # The number at a bar's end is its value, and not a block's.
     values = [text.get_text() for text in axes.texts]
-    assert values[1].replace("\N{MINUS SIGN}", "-") == f"{own.loc[2, 'score']:+.3f}"
+    assert values[1].replace("\N{MINUS SIGN}", "-") == f"{float(own['score'][2]):+.3f}"
     assert not figure.legends
 
 

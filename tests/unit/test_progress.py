@@ -221,8 +221,8 @@ def test_what_a_study_says_itself_is_left_out_of_what_snakemake_says() -> None:
     for event in ("job_info", "job_error", "job_started", "job_finished", "progress", "run_info"):
         assert is_routine(record("", event=event))
     assert is_routine(record("Select jobs to execute..."))
-    for event in (None, "error"):
-        of_script = record("RuleException:\nCalledProcessError in file", logging.ERROR, event)
+    for kind in (None, "error"):
+        of_script = record("RuleException:\nCalledProcessError in file", logging.ERROR, kind)
         assert is_routine(of_script)
     for kept in (
         "Nothing to be done (all requested files are present).",

@@ -125,7 +125,10 @@ def _found(
     metrics: pd.DataFrame, model: Mapping[str, Any]
 ) -> dict[tuple[str, str], dict[str, Any]]:
     records = rows_of(metrics, model).to_dict("records")
-    return {(str(row["task"]), str(row["metric"])): dict(row) for row in records}
+    return {
+        (str(row["task"]), str(row["metric"])): {str(key): value for key, value in row.items()}
+        for row in records
+    }
 
 
 def _number(task: str, metric: str, row: Mapping[str, Any] | None) -> str:

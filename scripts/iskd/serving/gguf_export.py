@@ -121,7 +121,7 @@ def _context(config: "PreTrainedConfig") -> int:
     window = getattr(config, "sliding_window", None)
     slides = window is not None and (types is None or "sliding_attention" in types)
     positions = int(config.max_position_embeddings)
-    return min(positions, int(window)) if slides else positions
+    return min(positions, int(window)) if slides and window is not None else positions
 
 
 def export_gguf(

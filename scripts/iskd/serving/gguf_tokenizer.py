@@ -96,7 +96,8 @@ def splitting_rules(described: dict[str, Any]) -> str | None:
     splits = last.get("use_regex", True)
     part = first[0] if first else {"type": None}
     if part["type"] == "Split" and part.get("behavior") == "Isolated" and not splits:
-        return _SPLITS.get(part["pattern"].get("Regex"))
+        pattern: Any = part["pattern"]
+        return _SPLITS.get(pattern.get("Regex", ""))
     if part["type"] == "Digits" and part.get("individual_digits") and splits:
         return "smollm"
     return "gpt-2" if splits and not first else None

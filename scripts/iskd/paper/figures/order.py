@@ -152,11 +152,12 @@ def _draw(axes: Axes, part: pd.DataFrame, style: ArmStyle, letters: int) -> None
     axes.barh(places, part["score"], height=0.62, color=style.colour, alpha=0.75, zorder=2)
     if (part["seeds"] > 1).any():
         axes.hlines(places, part["low"], part["high"], color="#202020", linewidth=0.9, zorder=3)
-    for place, row in zip(places, part.itertuples(), strict=True):
-        after = row.score >= 0
+    columns = (part[name].astype(float) for name in ("score", "low", "high"))
+    for place, score, low, high in zip(places, *columns, strict=True):
+        after = score >= 0
         axes.annotate(
-            f"{row.score:+.3f}".replace("-", "\N{MINUS SIGN}"),
-            (float(max(row.high, 0.0) if after else min(row.low, 0.0)), place),
+            f"{score:+.3f}".replace("-", "\N{MINUS SIGN}"),
+            (max(high, 0.0) if after else min(low, 0.0), place),
             xytext=(3 if after else -3, 0),
             textcoords="offset points",
             ha="left" if after else "right",

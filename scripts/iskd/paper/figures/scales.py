@@ -112,7 +112,7 @@ def set_values(
     getattr(axes, f"set_{which}lim")(knots[0], knots[-1])
     _write(axis, [*sides[0], *sides[1]], letters, sides)
     span = axes.axhspan if which == "y" else axes.axvspan
-    hatched = {"facecolor": "white", "edgecolor": "#cccccc", "hatch": "/////"}
+    hatched: dict[str, Any] = {"facecolor": "white", "edgecolor": "#cccccc", "hatch": "/////"}
     span(knots[1], knots[2], linewidth=0, zorder=0.5, **hatched)
     _mark(axes, which, places[1], places[2])
 
