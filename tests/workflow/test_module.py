@@ -197,8 +197,10 @@ def test_jobs_run_in_the_image_that_is_named(clone: Clone, tmp_path: Path) -> No
     path = os.pathsep.join(
         [str(program.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
     )
-    target = ("results/tiny/make_toyworld/manifest.json", "--configfile", "tests/config/tiny.yaml")
-    call = (*target, "-c", "1", "--software-deployment-method", "apptainer")
+    call = (
+        *("results/tiny/make_toyworld/manifest.json", "--configfile", "tests/config/tiny.yaml"),
+        *("-c", "1", "--software-deployment-method", "apptainer"),
+    )
     done = clone.snakemake("-n", *call, PATH=path)
     assert done.returncode == 1
     message = "there is no image iskd.sif; make it as envs/Containerfile says and name it in"
