@@ -173,8 +173,7 @@ class Mixture:
             self.next_token = None if self._pure else torch.zeros((), device=ids.device)
             terms.append(_chunked(model, given, ids, weights, target, told=self.next_token))
         elif settings.next_token:
-            entropy = _cross_entropy(given, ids)
-            terms.append(settings.next_token * entropy)
+            terms.append(settings.next_token * (entropy := _cross_entropy(given, ids)))
             self.next_token = None if self._pure else entropy.detach()
         elif not chunks:
             self.next_token = _told_cross_entropy(given, ids)
