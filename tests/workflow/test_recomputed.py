@@ -66,10 +66,12 @@ def test_a_report_can_be_sent_to_a_colleague(finished: Clone, tmp_path: Path) ->
     for text in (
         "Study <strong>tiny</strong>",
         "fewer than toy",
-        "further down is better",
+        "down is better",
         "main results",
     ):
-        assert text in page or base64.b64encode(text.encode())[4:-4].decode() in page, text
+        # Files lie in it in base64, where a text looks in one of three ways.
+        ways = (base64.b64encode(b"." * n + text.encode())[4:-4].decode() for n in range(3))
+        assert text in page or any(way in page for way in ways), text
 
 
 def test_every_kind_of_file_is_documented(finished: Clone) -> None:

@@ -201,7 +201,7 @@ def test_changed_code_that_has_run_has_nothing_left_to_do(study: Clone) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     after = study.files(f"{RESULTS}/figure_tradeoff/toy")
     # Figures carry the digest of their request, which the code is part of.
-    figures = {f"tradeoff.{suffix}" for suffix in ("pdf", "svg", "png")}
+    figures = {f"tradeoff.{suffix}" for suffix in ("pdf", "svg", "png", "html")}
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {"manifest.json", "run.json", *figures}
     assert study.planned(*TINY) == {}

@@ -172,7 +172,9 @@ class ArmRules(BlockRules):
     def _measures(self, arm: BaselineArm, teacher: Teacher) -> bool:
         """Say whether a baseline's reference sets sequences aside to measure on."""
         named = [a for n, a in self.study.arms.items() if arm.reference in (None, n)]
-        reference = next(one for one in named if isinstance(one, IskdArm))
+        reference = next((one for one in named if isinstance(one, IskdArm)), None)
+        if reference is None:
+            return True  # the rule about references has a line for it
         order = reference.order or teacher.order
         return order == "measured" or _recipe(reference, teacher) == "parts"
 
