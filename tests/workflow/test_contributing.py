@@ -238,6 +238,10 @@ def test_a_baseline(done: Follower) -> None:
     script = re.sub(r"    calibration = .*\n    size = .*\n    influence = .*\n", NEW_DRAW, script)
     script = script.replace('selection, replaced = job.params["selection"], ', "replaced = ")
     script = re.sub(r"    by_steps = .*\n", "", script)
+    script = script.replace("    from iskd.baselines.gaps import refit_before_gaps\n", "")
+    script = re.sub(
+        r"    if selection\.get.*?(?=    tune_and_publish)", "", script, flags=re.DOTALL
+    )
     script = re.sub(
         r"        count=.*\n        parameters=.*\n        first=.*\n",
         "        parameters=target,\n",
