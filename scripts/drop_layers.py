@@ -32,7 +32,6 @@ with run_rule() as job:
     if selection.get("gap", "none") == "refit":
         kept = [i for i in range(len(influence)) if i not in facts["dropped"]]
         half = job.params["training"]["precision"] == "bfloat16"
-        teacher = load_model(job.folder("teacher"))
         facts["refitted"] = refit_before_gaps(model, teacher, kept, calibration, size, half=half)
     tune_and_publish(job, model)
     (job.out / "dropped.json").write_text(canonical_json(facts), encoding="utf-8")

@@ -119,3 +119,12 @@ def tiny_model() -> MakeModel:
         return model.eval()
 
     return make
+
+
+class Clock:
+    """A clock that a test puts forward."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now

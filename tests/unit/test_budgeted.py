@@ -31,11 +31,18 @@ SAVED = {"heads": 2, "attention": 4, "neurons": 3, "mlp": 6, "block": 10}
 def cost(
     chosen: list[Change], damage: dict[Change, float], together: dict[tuple[Part, Part], float]
 ) -> float | None:
-    """Give what a set of changes costs; None where it changes a part twice."""
-    parts = [part for change in chosen for part in parts_of(change)]
-    if len(set(parts)) < len(parts):
+    """Give what a set of changes costs; None where it changes a part twice.
+
+    A block that is left out as a whole was measured as a whole: its two parts are no pair.
+    """
+    by_part = {part: change for change in chosen for part in parts_of(change)}
+    if len(by_part) < sum(len(parts_of(change)) for change in chosen):
         return None
-    pairs = sum(value for pair, value in together.items() if set(pair) <= set(parts))
+    pairs = sum(
+        value
+        for (one, other), value in together.items()
+        if one in by_part and other in by_part and by_part[one] != by_part[other]
+    )
     return sum(damage[change] for change in chosen) + pairs
 
 

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from iskd.baselines import gaps
 from iskd.baselines.blocks import keep_blocks
 from iskd.baselines.gaps import refit_before_gaps
 from iskd.baselines.layer_drop import block_influence, drop_layers
 from iskd.errors import UserError
 from iskd.models import ChangedBlocks, NarrowSizes, family_of, parameter_count, replace_block
 from iskd.models.recipes import block_parameters
+from iskd.models.reconstruction import BlockFit
+from iskd.training.trials import BlockWalk
 from tests.unit.conftest import FAMILIES, SHARE, VOCABULARY, MakeModel
 
 IDS = torch.arange(1, 40)[None]
@@ -380,6 +383,27 @@ def test_a_gap_is_bridged_by_the_mlp_before_it(family: str, tiny_model: MakeMode
     writer = family_of(teacher.config).adapter.writers[1]
     assert changed
     assert all(f".1.{writer}." in name for name in changed)
+
+
+def test_a_second_gap_is_fitted_to_what_the_first_has_become(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    text = torch.randint(1, VOCABULARY, (24, 16), generator=generator)
+    teacher, kept = tiny_model("llama", blocks=6), [0, 2, 3, 5]
+    smaller = keep_blocks(teacher, kept)
+    seen: list[torch.Tensor] = []
+
+    def fit(*args: Any, **how: Any) -> BlockFit:
+        seen.append(args[4][0].hidden.clone())
+        return BlockFit(*args, **how)
+
+    monkeypatch.setattr(gaps, "BlockFit", fit)
+    assert refit_before_gaps(smaller, teacher, kept, text, 8) == [0, 3]
+    walk = BlockWalk(smaller, text, 8)
+    walk.advance()
+    walk.advance()
+    assert torch.equal(walk.calls()[0].hidden, seen[1])
 
 
 def test_without_a_gap_nothing_is_refitted(tiny_model: MakeModel) -> None:

@@ -18,15 +18,7 @@ from iskd.study_progress import (
     is_routine,
 )
 from iskd.time_left import in_words
-
-
-class Clock:
-    """A clock that a test puts forward."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.unit.conftest import Clock
 
 
 @pytest.fixture

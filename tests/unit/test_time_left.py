@@ -9,19 +9,11 @@ import pytest
 
 from iskd import time_left
 from iskd.time_left import Running, TimeLeft, earlier_seconds, kind_of, typical_seconds
+from tests.unit.conftest import Clock
 
 RECORDED = Path(__file__).parent / "recorded_runs"
 """Runs on two cores as Snakemake's logs tell them: rule, begin and end of each job, in seconds."""
 Run = list[tuple[str, float, float]]
-
-
-class Clock:
-    """A clock that a test puts forward."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 @pytest.fixture

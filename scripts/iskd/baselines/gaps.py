@@ -46,7 +46,7 @@ def refit_before_gaps(
     Returns:
         the refitted blocks, by the teacher's count
     """
-    own = ReturningWalk(model, calibration, batch_size, half=half, most_kept=1)
+    own = ReturningWalk(model, calibration, batch_size, half=half)
     goal = BlockWalk(teacher, calibration, batch_size, half=half)
     blocks = family_of(model.config).blocks(model)
     ends = [*(later - 1 for later in kept[1:]), teacher.config.num_hidden_layers - 1]

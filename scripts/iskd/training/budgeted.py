@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import lil_matrix
+from torch import nn
 
 from iskd.errors import UserError
 from iskd.models.families import family_of
 from iskd.models.substitution import first_blocks
 from iskd.progress import bar
-from iskd.training.choice import QUARTERS, Change, Chooser
+from iskd.training.choice import Change, Chooser, narrower_widths
 
 log = logging.getLogger("iskd.training")
 
@@ -42,7 +43,8 @@ def least_damage(
     Args:
         damage: of each change by itself, in nats.
         saved: parameters that each saves.
-        together: by pairs of parts, what changing both costs beyond the sum, in nats.
+        together: by pairs of parts, what two changes cost beyond their sum, in nats; a block that
+            is left out was measured as a whole, so its two parts are no pair.
         needed: parameters to be saved.
 
     Raises:
@@ -62,16 +64,13 @@ def least_damage(
     for row, part in enumerate(all_parts, start=1):
         rows[row, members[part]], high[row] = 1.0, 1.0
     row = 1 + len(all_parts)
-    for number, (one, other) in enumerate(pairs):
+    for number, pair in enumerate(pairs, start=count):
         # Whether both are changed: no less than the sum of the two less one, no more than each.
-        rows[row, count + number], low[row] = 1.0, -1.0
-        for part in (one, other):
-            for i in members.get(part, []):
-                rows[row, i] -= 1.0
-        for place, part in enumerate((one, other), start=1):
-            rows[row + place, count + number], high[row + place] = 1.0, 0.0
-            for i in members.get(part, []):
-                rows[row + place, i] = -1.0
+        rows[row, number], low[row] = 1.0, -1.0
+        for place, part in enumerate(pair, start=row + 1):
+            rows[place, number], high[place] = 1.0, 0.0
+            own = [i for i in members.get(part, []) if not set(pair) <= set(parts[changes[i]])]
+            rows[row, own] = rows[place, own] = -1.0
         row += 3
     cost = [damage[change] for change in changes] + [together[pair] for pair in pairs]
     found = milp(
@@ -150,12 +149,11 @@ class BudgetedChooser(Chooser):
         share, whole = adapter.sharing_heads(config), adapter.mlp_neurons(config)
         found = []
         for block, now in sorted(self._sizes.items()):
-            widths = [whole * part // QUARTERS for part in range(1, QUARTERS)]
             if "heads" in self.kinds:
                 heads = range(share, now.heads, share)
                 found += [Change(block, "heads", count, now.mlp) for count in heads]
             if "neurons" in self.kinds:
-                narrower = [width for width in widths if width < now.mlp]
+                narrower = narrower_widths(whole, now.mlp)
                 found += [Change(block, "neurons", now.heads, width) for width in narrower]
             if "mlp" in self.kinds and now.mlp:
                 found.append(Change(block, "mlp", now.heads, 0))
@@ -190,13 +188,15 @@ class BudgetedChooser(Chooser):
             return self._measure(self._way, one.block, self._smaller(both))
         first, second = self._smaller(one), self._smaller(other)
         kept = self._blocks[other.block]
-        # Whatever is measured runs the model's own blocks behind the one in question.
-        for block in (second, kept):
-            self._blocks[other.block] = block
-            self._way.swap(other.block, block)
-            if block is second:
-                damage = self._measure(self._way, one.block, first)
+        self._stand_in(other.block, second)
+        damage = self._measure(self._way, one.block, first)
+        self._stand_in(other.block, kept)
         return damage
+
+    def _stand_in(self, index: int, block: nn.Module) -> None:
+        """Have what is measured run another block; the fits go on from the model's own."""
+        self._blocks[index] = block
+        self._way.swap(index, block)
 
     def _widened(self, change: Change, surplus: int) -> Change:
         """Give neurons back to a narrowed MLP."""

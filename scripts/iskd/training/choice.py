@@ -79,6 +79,12 @@ class Texts:
     half: bool
 
 
+def narrower_widths(whole: int, now: int) -> list[int]:
+    """List what an MLP of so many neurons may be narrowed to, in quarters of the whole one."""
+    widths = [whole * part // QUARTERS for part in range(1, QUARTERS)]
+    return [width for width in widths if width < now]
+
+
 def candidates(
     config: PreTrainedConfig, sizes: Mapping[int, NarrowSizes], kinds: Sequence[ChangeKind]
 ) -> list[Change]:
@@ -94,8 +100,7 @@ def candidates(
     first = first_blocks(config)
     found = []
     for block, now in sorted(sizes.items()):
-        widths = [whole * part // QUARTERS for part in range(1, QUARTERS)]
-        narrower = max((width for width in widths if width < now.mlp), default=0)
+        narrower = max(narrower_widths(whole, now.mlp), default=0)
         options: dict[ChangeKind, tuple[int, int] | None] = {
             "attention": (0, now.mlp) if now.heads and now.mlp else None,
             "heads": (now.heads - share, now.mlp) if now.heads > share else None,

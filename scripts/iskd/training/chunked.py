@@ -157,11 +157,13 @@ class _ChunkedLoss(torch.autograd.Function):
         of_weight = torch.zeros_like(used if learning else used[:0], dtype=exact)
         if isinstance(teacher, TeacherHead):
             teacher = teacher.padded(multiple)
+        # From draws both terms are worked out in one.
+        apart = terms.next_token > 0 and not isinstance(teacher, TeacherDraws)
         for start in range(0, count, ROWS):
             rows = slice(start, start + ROWS)
             part = hidden[rows].to(used.dtype)
             logits = functional.linear(part, used, offset)[:, : len(weight)].to(exact)
-            if told is not None:
+            if told is not None and not apart:
                 chosen = logits.gather(1, labels[rows, None])[:, 0]
                 told += (logits.logsumexp(-1) - chosen).sum() / count
             # Of what pads the vocabulary the gradient stays 0.
@@ -173,8 +175,11 @@ class _ChunkedLoss(torch.autograd.Function):
                 total += _from_draws(
                     logits, labels[rows], drawn, terms, gradient=gradient, count=count
                 )
-            elif terms.next_token:
-                total += _cross_entropy(logits, labels[rows], gradient, terms.next_token / count)
+            elif apart:
+                entropy = _cross_entropy(logits, labels[rows], gradient, terms.next_token / count)
+                total += entropy
+                if told is not None:
+                    told += entropy / terms.next_token
             if terms.kl and isinstance(teacher, TeacherHead):
                 target = teacher.logits(rows)[:, : len(weight)].to(exact)
                 total += _divergence(logits, target, gradient, terms, count)
