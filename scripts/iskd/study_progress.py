@@ -28,6 +28,8 @@ LAST_LINES = 10
 """Lines of a failed job's log that are shown."""
 WIDTH = 80
 """Columns that are enough for every line that is not another program's."""
+# Columns below which a job's name says nothing.
+_LEAST = 12
 # Seconds between two lines about a study where there is no terminal, and the same as a share of
 # the time it has run.
 _PACE = 10.0
@@ -211,10 +213,14 @@ class StudyProgress(logging.Handler):
 
     def line(self, width: int = WIDTH) -> str:
         """Say how far the study is, in one line of so many columns."""
-        now = [job.name for job in list(self._running.values())]
+        status, now = self._status(), [job.name for job in list(self._running.values())]
+        if not now:
+            return _cut(status, width)
         more = f" and {len(now) - 1} more" if len(now) > 1 else ""
-        running = f"; running: {now[0]}" if now else ""
-        return _cut(self._status() + running, width - len(more)) + more
+        room = width - len(f"{status}; running: {more}")
+        if room < _LEAST:
+            return _cut(f"{status}; {len(now)} running", width)
+        return f"{status}; running: {_cut(now[0], room)}{more}"
 
     def block(self, width: int) -> list[str]:
         """Give the lines at the bottom of a terminal: the study's, and one per job that runs."""

@@ -124,12 +124,28 @@ def test_lines_fit_eighty_columns(clock: Clock) -> None:
     lines = [*output.getvalue().splitlines(), handler.line()]
     assert max(len(line) for line in lines) <= 80
     assert any(line.endswith("/seed_17/step_30/hellaswag") for line in lines)
-    assert handler.line().endswith(" and 6 more")
+    assert handler.line().endswith(" left; 7 running")
     for width in (80, 40):
         block = handler.block(width)
         assert len(block) == 5
         assert block[-1] == "  and 4 more"
         assert max(len(line) for line in block) < width
+
+
+def test_of_a_long_line_the_jobs_name_is_cut_and_not_the_time_left(clock: Clock) -> None:
+    handler = StudyProgress("embedded", io.StringIO())
+    send(handler, "run_info", stats={"evaluate": 114, "total": 114})
+    for number in range(2):
+        begin(handler, number, "evaluate", "toy/teacher_tuned/seed_18/step_02", "hellaswag")
+    clock.now += 5
+    send(handler, "job_finished", job_id=0)
+    begin(handler, 2, "evaluate", "toy/teacher_tuned/seed_18/step_03", "hellaswag")
+    assert handler.line() == "study embedded: 1 of 114 jobs done, about 5 min left; 2 running"
+    send(handler, "job_finished", job_id=1)
+    status, _, running = handler.line().partition("; running: ")
+    assert status == "study embedded: 2 of 114 jobs done, about 5 min left"
+    assert running.endswith("ellaswag")
+    assert len(handler.line()) <= 80
 
 
 def test_many_jobs_make_no_long_line(clock: Clock) -> None:
