@@ -57,6 +57,32 @@ def table() -> pd.DataFrame:
     return main_table(tidy(study_rows()), HEADLINE, CHANCE)
 
 
+def test_right_answers_and_what_a_model_writes_stand_last(tmp_path: Path) -> None:
+    beside = [
+        ("choices", "gold_bits_per_byte", 0.9),
+        ("generation", "teacher_loss", 3.0),
+        ("generation", "distinct_3", 0.7),
+    ]
+    rows = study_rows()
+    rows += [
+        {**row, "task": task, "metric": metric, "value": value}
+        for row in rows
+        if row["metric"] == "parameters"
+        for task, metric, value in beside
+    ]
+    found = main_table(tidy(rows), HEADLINE, CHANCE)
+    assert not [
+        name for name in found.columns if name.startswith("generation/") and "retention" in name
+    ]
+    save_table(found, tmp_path / "main", "main", "tab:main")
+    heads = (tmp_path / "main.md").read_text(encoding="utf-8").splitlines()[2].split(" | ")
+    assert [head.rstrip(" |") for head in heads[-3:]] == [
+        "Right answers bits/byte",
+        "Generation loss under teacher (nats/token)",
+        "Generation distinct 3-grams (%)",
+    ]
+
+
 def test_the_main_table_has_unrounded_numbers(table: pd.DataFrame) -> None:
     assert table["arm"].tolist() == ["teacher", "iskd", "my_arm"]
     assert table["step"].tolist() == [0, 6, 3]

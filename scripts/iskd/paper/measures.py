@@ -41,8 +41,10 @@ MEASURES: Mapping[str, Measure] = {
     "word_perplexity": Measure("perplexity per word", "ppl/word", "", 1.0, 2, False),
     "byte_perplexity": Measure("perplexity per byte", "ppl/byte", "", 1.0, 3, False),
     "gold_bits_per_byte": Measure("bits per byte, right answers", "bits/byte", "", 1.0, 3, False),
-    "teacher_loss": Measure("loss under the teacher", "loss", "nats/token", 1.0, 3, False),
-    "distinct_3": Measure("distinct 3-grams", "distinct", "%", 100.0, 1, True),
+    "teacher_loss": Measure(
+        "loss under the teacher", "loss under teacher", "nats/token", 1.0, 3, False
+    ),
+    "distinct_3": Measure("distinct 3-grams", "distinct 3-grams", "%", 100.0, 1, True),
     "bits_per_byte": Measure("bits per byte", "bits/byte", "", 1.0, 3, False),
 }
 

@@ -71,6 +71,8 @@ _TASK_TITLES = {
     "arc_challenge": "ARC-challenge",
     "cbt_context": "CBT, with context",
     "cbt_question": "CBT, question only",
+    "choices": "Right answers",
+    "generation": "Generation",
     "hellaswag": "HellaSwag",
     "heldout": "Held-out text",
     "lambada_openai": "LAMBADA",

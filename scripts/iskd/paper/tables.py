@@ -117,9 +117,12 @@ def _readable(frame: pd.DataFrame) -> list[Column]:
 
 def _task_column(frame: pd.DataFrame, name: str, task: str, metric: str, part: str) -> Column:
     group = task_title(task)
-    # A second metric of the task has a group of its own: both have columns "kept" and "margin".
-    same = {n.split("/")[1] for n in frame.columns if n.startswith(f"{task}/")}
-    if len(same) > 1:
+    # A second metric of the task has a group of its own if both have columns "kept" and "margin".
+    ends = tuple(f"/{part}" for part in _RETENTIONS)
+    alike = {
+        n.split("/")[1] for n in frame.columns if n.startswith(f"{task}/") and n.endswith(ends)
+    }
+    if len(alike) > 1:
         group = f"{group}, {measure(metric).short}"
     missing = pd.Series(float("nan"), index=frame.index)
     if part:
