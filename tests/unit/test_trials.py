@@ -113,6 +113,23 @@ def test_nothing_before_the_block_is_run(tiny_model: MakeModel) -> None:
     assert len(ran) == 2 * 3
 
 
+def test_weights_cast_once_change_no_bit_and_nothing_else_is_rounded(
+    tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iskd.training.objectives.LARGE_VOCABULARY", 1)  # losses in chunks
+    model = tiny_model("llama", blocks=4)
+    blocks = family_of(model.config).blocks(model)
+    each, once = (BlockWalk(model, sequences(), 2, half=True) for _ in range(2))
+    alone = [each.loss(block) for block in blocks]
+    wide = torch.eye(3) + 2**-12
+    with once.weights_cast_once():
+        for block, loss in zip(blocks, alone, strict=True):
+            assert once.loss(block) == loss
+            with once.precisely():
+                assert torch.equal(wide @ torch.eye(3), wide)
+    assert len(set(alone)) == 4
+
+
 @pytest.mark.parametrize("most_kept", [2**29, 1])
 def test_a_walk_that_returns_is_where_a_new_one_would_be(
     most_kept: int, tiny_model: MakeModel

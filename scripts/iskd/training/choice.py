@@ -30,7 +30,7 @@ from iskd.models.substitution import block_sizes, first_blocks
 from iskd.progress import bar
 from iskd.settings import ChangeKind
 from iskd.training.divergence import TeacherAnswers
-from iskd.training.order import FEWEST, HALVINGS
+from iskd.training.order import DOUBLINGS, FEWEST
 from iskd.training.trials import ReturningWalk
 
 log = logging.getLogger("iskd.training")
@@ -145,7 +145,7 @@ class Chooser:
         self._sizes = {i: block_sizes(model.config, i) for i in blocks if i not in compact}
         self._blocks = family_of(model.config).blocks(model)
         self._answers = TeacherAnswers(teacher, texts.validation, texts.batch_size, half=texts.half)
-        first = max(FEWEST, -(-len(texts.validation) // 2**HALVINGS))
+        first = max(FEWEST, -(-len(texts.validation) // 2**DOUBLINGS))
         # Whole batches, as answers are kept by the batch.
         self._coarse = min(len(texts.validation), -(-first // texts.batch_size) * texts.batch_size)
         self._own = self._walk(self.model, texts.calibration)
@@ -269,13 +269,14 @@ class Chooser:
         coarse = self._walk(self.model, self.texts.validation[: self._coarse])
         now = self._measure(coarse, 0, self._blocks[0])
         progress = bar(len(changes), "measuring", unit="change")
-        for change in sorted(changes, key=lambda change: change.block):
-            value = self._measure(coarse, change.block, self._smaller(change))
-            self.scores[change.key] = (value - now) / self._saved(change)
-            progress.update()
-            log.info(
-                "%s: %.4g nats a million parameters", change.key, 1e6 * self.scores[change.key]
-            )
+        with coarse.weights_cast_once():
+            for change in sorted(changes, key=lambda change: change.block):
+                with coarse.precisely():
+                    block = self._smaller(change)
+                value = self._measure(coarse, change.block, block)
+                score = self.scores[change.key] = (value - now) / self._saved(change)
+                progress.update()
+                log.info("%s: %.4g nats a million parameters", change.key, 1e6 * score)
         progress.close()
 
     def _cheapest(self, options: Sequence[Change]) -> tuple[Change, nn.Module, float]:

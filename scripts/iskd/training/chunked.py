@@ -151,9 +151,13 @@ class _ChunkedLoss(torch.autograd.Function):
         count = len(hidden)
         of_hidden = torch.empty_like(hidden)
         of_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
-        # One conversion for all chunks where autocast computes in another type.
-        used = _padded(weight.to(_computed_in(weight)), multiple)
-        offset = None if bias is None else _padded(bias.to(used.dtype), multiple)
+        if not learning and multiple == 1:
+            # Autocast converts, and keeps what it has converted for the next batch.
+            used, offset = weight, bias
+        else:
+            # One conversion for all chunks where autocast computes in another type.
+            used = _padded(weight.to(_computed_in(weight)), multiple)
+            offset = None if bias is None else _padded(bias.to(used.dtype), multiple)
         of_weight = torch.zeros_like(used if learning else used[:0], dtype=exact)
         if isinstance(teacher, TeacherHead):
             teacher = teacher.padded(multiple)

@@ -137,6 +137,20 @@ class BlockWalk:
                 count += len(ids)
         return total / count
 
+    @contextmanager
+    def weights_cast_once(self) -> Iterator[None]:
+        """While in here, autocast keeps its copies of the weights from one trial to the next.
+
+        Else each trial would convert the weights of all that follows the block, and the output
+        projection's, anew. The copies, in bfloat16, take half of the model's bytes.
+        """
+        with self._autocast():
+            yield
+
+    def precisely(self) -> torch.autocast:
+        """Compute in the weights' own type, in a place where autocast keeps its copies."""
+        return torch.autocast(self.model.device.type, enabled=False)
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self._half)
 
