@@ -32,12 +32,13 @@ from iskd.models import family_of
 from iskd.runtime.process import set_environment
 from iskd.settings import LearningRates, ObjectiveSettings, TrainingSettings
 from iskd.training import chunked
-from iskd.training.chunked import Terms, chunked_loss
+from iskd.training.chunked import chunked_loss
 from iskd.training.compiling import compiled_blocks
 from iskd.training.flops import count_flops
 from iskd.training.loop import fine_tune, make_deterministic
 from iskd.training.memory import largest_micro_batch, plan_memory
 from iskd.training.objectives import Mixture, Objective, next_token_loss
+from iskd.training.row_losses import Terms
 from tests.benchmarks.budget import Budget, Enough, Stopwatch, now
 from tests.benchmarks.timing import machine
 

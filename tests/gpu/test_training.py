@@ -12,10 +12,11 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 from iskd.models import family_of, replace_block, resolve_sizes
 from iskd.settings import ObjectiveSettings
 from iskd.training import chunked
-from iskd.training.chunked import LARGE_VOCABULARY, TeacherHead, Terms, chunked_loss
+from iskd.training.chunked import LARGE_VOCABULARY, TeacherHead, chunked_loss
 from iskd.training.loop import fine_tune
 from iskd.training.memory import plan_memory
 from iskd.training.objectives import Mixture
+from iskd.training.row_losses import Terms
 from tests.unit.test_fine_tune import SETTINGS
 
 # Dropout draws other numbers for other parts of a batch, and in compiled blocks.

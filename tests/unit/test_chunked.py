@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from iskd.training import chunked
-from iskd.training.chunked import TeacherDraws, TeacherHead, Terms, chunked_loss
+from iskd.training import chunked, row_losses
+from iskd.training.chunked import TeacherHead, chunked_loss
+from iskd.training.row_losses import TeacherDraws, Terms
 
 VOCABULARY, WIDTH, THEIRS = 37, 8, 6
 
@@ -58,6 +59,7 @@ def case(rows: int, *, bias: bool, seed: int = 1) -> tuple[Any, ...]:
 @given(
     rows=st.integers(1, 20),
     size=st.integers(1, 8),
+    piece=st.integers(0, 3),
     bias=st.booleans(),
     terms=st.builds(
         Terms,
@@ -67,14 +69,15 @@ def case(rows: int, *, bias: bool, seed: int = 1) -> tuple[Any, ...]:
     ),
 )
 def test_loss_and_gradients_are_those_of_the_plain_form(
-    rows: int, size: int, bias: bool, terms: Terms
+    rows: int, size: int, piece: int, bias: bool, terms: Terms
 ) -> None:
     hidden, projection, labels, teacher = case(rows, bias=bias)
-    whole, chunked.ROWS = chunked.ROWS, size
+    whole = chunked.ROWS_ON_CPU, chunked.PIECE
+    chunked.ROWS_ON_CPU, chunked.PIECE = size, piece * VOCABULARY
     try:
         loss = chunked_loss(hidden, projection, labels, terms, teacher)
     finally:
-        chunked.ROWS = whole
+        chunked.ROWS_ON_CPU, chunked.PIECE = whole
     wanted = plain(hidden, projection, labels, terms, teacher)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-10, abs=1e-12)
     inputs = (hidden, *projection.parameters())
@@ -105,14 +108,15 @@ def test_losses_from_draws_and_their_gradients_are_those_of_the_plain_form(
     tokens = torch.randint(5, (rows, draws), generator=generator)
     labels %= 5
     log_share = torch.randn(rows, generator=generator, dtype=torch.float64)
-    whole, chunked.ROWS = chunked.ROWS, size
+    whole = chunked.ROWS_ON_CPU, chunked.PIECE
+    chunked.ROWS_ON_CPU, chunked.PIECE = size, size // 2 * VOCABULARY
     try:
         drawn = TeacherDraws(tokens, log_share)
         loss = chunked_loss(hidden, projection, labels, terms, drawn)
         with torch.no_grad():
             alone = chunked_loss(hidden, projection, labels, terms, drawn)
     finally:
-        chunked.ROWS = whole
+        chunked.ROWS_ON_CPU, chunked.PIECE = whole
     logits, heat = projection(hidden), terms.temperature
     logs = functional.log_softmax(logits / heat, dim=-1).gather(1, tokens).mean(1)
     wanted = terms.next_token * functional.cross_entropy(logits, labels)
@@ -151,7 +155,7 @@ def test_under_autocast_products_are_coarse_and_sums_exact() -> None:
 
 
 def test_no_tensor_has_all_rows_and_the_whole_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "ROWS", 4)
+    monkeypatch.setattr(chunked, "ROWS_ON_CPU", 4)
     hidden, projection, labels, teacher = case(40, bias=False)
     sizes: list[int] = []
 
@@ -229,7 +233,7 @@ def test_a_gpus_way_to_the_labels_gives_the_same_bits() -> None:
     found = []
     for scatter in (True, False):
         gradient = start.clone()
-        chunked._take_off(gradient, labels, 0.3, scatter=scatter)
+        row_losses._take_off(gradient, labels, 0.3, scatter=scatter)
         found.append(gradient)
     assert torch.equal(*found)
     assert int((found[0] != start).sum()) == 50

@@ -18,10 +18,10 @@ from iskd.runtime.process import set_environment
 from iskd.runtime.workdir import WorkFolder
 from iskd.settings import ObjectiveSettings
 from iskd.training import compiling, objectives
-from iskd.training.chunked import _cross_entropy
 from iskd.training.compiling import compiled_blocks
 from iskd.training.loop import fine_tune
 from iskd.training.objectives import Mixture
+from iskd.training.row_losses import _cross_entropy
 from iskd.training.theseus import StochasticBlocks
 from tests.unit.test_fine_tune import SETTINGS, SIZES, fresh, random_sequences
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 from iskd.cli import main
 from iskd.evaluation.efficiency import _allocations
 from iskd.models.substitution import compact_config
+from iskd.training import chunked
 from iskd.training.chunked import LARGE_VOCABULARY
 from iskd.training.memory import MemoryPlan, largest_micro_batch, plan_memory
 from iskd.training.objectives import next_token_loss
@@ -47,7 +48,12 @@ def test_what_is_kept_is_what_a_real_model_keeps(config: PretrainedConfig, preci
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_with_a_large_vocabulary_the_plan_is_what_a_real_step_takes(precision: str) -> None:
+def test_with_a_large_vocabulary_the_plan_is_what_a_real_step_takes(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The plan is made for a GPU, which works on a whole chunk at once.
+    monkeypatch.setattr(chunked, "ROWS_ON_CPU", chunked.ROWS)
+    monkeypatch.setattr(chunked, "PIECE", chunked.ROWS * LARGE_VOCABULARY)
     config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=LARGE_VOCABULARY)
     model = AutoModelForCausalLM.from_config(config).train()
     batch = {"input_ids": torch.zeros(40, 100, dtype=torch.long)}

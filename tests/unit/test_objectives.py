@@ -403,7 +403,7 @@ def test_a_large_vocabulary_gives_the_same_loss_without_logits(
     loss = mixture(student, {"input_ids": ids})
     wanted = gradients(student, loss)
     monkeypatch.setattr(objectives, "LARGE_VOCABULARY", 2)
-    monkeypatch.setattr(chunked, "ROWS", 5)
+    monkeypatch.setattr(chunked, "ROWS_ON_CPU", 5)
     head = student.get_output_embeddings()
     handle = head.register_forward_hook(lambda *_: pytest.fail("the logits were worked out"))
     again = mixture(student, {"input_ids": ids})

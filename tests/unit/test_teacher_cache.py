@@ -30,9 +30,10 @@ from iskd.settings import (
     TuningSettings,
 )
 from iskd.training import objectives, recording
-from iskd.training.chunked import TeacherDraws, TeacherHead
+from iskd.training.chunked import TeacherHead
 from iskd.training.objectives import Mixture
 from iskd.training.recording import record, recorded_rows, step_answers
+from iskd.training.row_losses import TeacherDraws
 from iskd.training.steps import substitute_block
 from iskd.training.teacher_cache import TeacherCache
 from tests.unit.conftest import POSITIONS, VOCABULARY, MakeModel

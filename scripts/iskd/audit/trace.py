@@ -120,7 +120,7 @@ def _place_of(folder: StudyFolder, file: Path) -> tuple[str, str]:
     if file.stat().st_size <= _FIGURE_BYTES:
         for request in _REQUEST.findall(file.read_bytes()):
             for place, found in folder.artifacts.items():
-                if found.statement is not None and _request(found) == request.decode():
+                if found.statement is not None and request_digest(found) == request.decode():
                     message = (
                         f"{file.name} names what it was asked for with: this artifact's request"
                     )
@@ -134,7 +134,8 @@ def _parents(name: str) -> Iterator[str]:
         yield name
 
 
-def _request(found: Found) -> str:
+def request_digest(found: Found) -> str:
+    """Give the digest of what an artifact was asked for, as its figures carry it."""
     assert found.statement is not None  # noqa: S101 - the caller has looked
     return text_digest(canonical_json(found.statement.request))
 

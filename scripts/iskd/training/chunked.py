@@ -15,10 +15,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from iskd.training.compiling import Fusable
+from iskd.training.row_losses import TeacherDraws, Terms, loss_of_rows
 
 ROWS = 256
 """Rows, of one position each, that go through the output projection at once."""
+
+ROWS_ON_CPU = 512
+"""The same on a CPU, where the logits' gradients take the place of the logits, in their type."""
+
+PIECE = 2**18
+"""Entries of a chunk that a CPU works on at once, as many as its second-level cache holds."""
 
 ALIGNED = 64
 """What a GPU's half-precision products like a vocabulary to be a multiple of.
@@ -29,15 +35,6 @@ is read 16 bytes at a time (NVIDIA, Deep Learning Performance, "Tensor Core Requ
 
 LARGE_VOCABULARY = 16_384
 """From this size on losses are worked out in chunks. Below it the plain form is as good."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Weights of next-token cross-entropy and of KL, and the temperature of the latter."""
-
-    next_token: float
-    kl: float
-    temperature: float
 
 
 @dataclass(frozen=True)
@@ -73,24 +70,6 @@ class TeacherHead:
             entries = nn.Parameter(_padded(given, multiple), requires_grad=False)
             wide.register_parameter(name, entries)
         return TeacherHead(self.hidden, wide)
-
-
-@dataclass(frozen=True)
-class TeacherDraws:
-    """What stands for a teacher's distribution: tokens drawn from it, with replacement.
-
-    With p what they are drawn from and q the student's, both at the temperature T of the loss,
-    T^2 mean(log p(token) - log q(token)) has T^2 KL(p || q) as its expectation, and its gradient
-    that one's (random sampling KD, arXiv 2503.16870). The most likely tokens alone have neither.
-
-    Attributes:
-        tokens: int64 (rows, draws).
-        log_share: mean of log p(token) over the draws, in nats, float32 (rows,). It does nothing
-            to the gradient. The entropy of p could stand in its place, with ten times the noise.
-    """
-
-    tokens: torch.Tensor
-    log_share: torch.Tensor
 
 
 Target = TeacherHead | TeacherDraws
@@ -161,40 +140,36 @@ class _ChunkedLoss(torch.autograd.Function):
         of_weight = torch.zeros_like(used if learning else used[:0], dtype=exact)
         if isinstance(teacher, TeacherHead):
             teacher = teacher.padded(multiple)
-        # From draws both terms are worked out in one.
-        apart = terms.next_token > 0 and not isinstance(teacher, TeacherDraws)
-        for start in range(0, count, ROWS):
-            rows = slice(start, start + ROWS)
+        most = ROWS_ON_CPU if hidden.device.type == "cpu" else ROWS
+        for start in range(0, count, most):
+            rows = slice(start, start + most)
             part = hidden[rows].to(used.dtype)
-            logits = functional.linear(part, used, offset)[:, : len(weight)].to(exact)
-            if told is not None and not apart:
-                chosen = logits.gather(1, labels[rows, None])[:, 0]
-                told += (logits.logsumexp(-1) - chosen).sum() / count
-            # Of what pads the vocabulary the gradient stays 0.
-            width = len(used) if learning else 0
-            room = torch.zeros(len(part), width, dtype=exact, device=hidden.device)
-            gradient = room[:, : len(weight)] if learning else None
+            # The gradients take the place of the logits, piece by piece.
+            room = functional.linear(part, used, offset)
+            target: torch.Tensor | TeacherDraws | None = None
             if isinstance(teacher, TeacherDraws):
-                drawn = TeacherDraws(teacher.tokens[rows], teacher.log_share[rows])
-                total += _from_draws(
-                    logits, labels[rows], drawn, terms, gradient=gradient, count=count
+                target = teacher[rows]
+            elif teacher is not None and terms.kl:
+                target = teacher.logits(rows)
+            for piece in _pieces(room, len(weight)):
+                logits = room[piece, : len(weight)].to(exact)
+                gradient = torch.zeros_like(logits) if learning else None
+                at = slice(start + piece.start, start + piece.stop)
+                theirs = None if target is None else target[piece]
+                total += loss_of_rows(
+                    logits, labels[at], theirs, terms, gradient=gradient, count=count, told=told
                 )
-            elif apart:
-                entropy = _cross_entropy(logits, labels[rows], gradient, terms.next_token / count)
-                total += entropy
-                if told is not None:
-                    told += entropy / terms.next_token
-            if terms.kl and isinstance(teacher, TeacherHead):
-                target = teacher.logits(rows)[:, : len(weight)].to(exact)
-                total += _divergence(logits, target, gradient, terms, count)
-            if gradient is None:
+                if gradient is not None:
+                    room[piece, : len(weight)] = gradient
+                    if of_bias is not None:
+                        of_bias += gradient.sum(0)
+            if not learning:
                 continue
-            coarse = room.to(used.dtype)
-            of_hidden[rows] = coarse @ used
+            # Of what pads the vocabulary the gradient is 0.
+            room[:, len(weight) :] = 0
+            of_hidden[rows] = room @ used
             # In place, torch's counter of FLOPs would not see it.
-            of_weight += coarse.T @ part
-            if of_bias is not None:
-                of_bias += gradient.sum(0)
+            of_weight += room.T @ part
         ctx.save_for_backward(of_hidden, of_weight[: len(weight)], of_bias)
         return total
 
@@ -227,105 +202,8 @@ def _computed_in(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-@Fusable
-def _cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, gradient: torch.Tensor | None, weight: float
-) -> torch.Tensor:
-    """Give a chunk's weighted sum of -log p(label), and add its gradient to ``gradient``."""
-    logs = functional.log_softmax(logits, dim=-1)
-    chosen = logs.gather(1, labels[:, None])
-    if gradient is not None:
-        gradient += logs.exp_().mul_(weight)
-        _take_off(gradient, labels, weight, scatter=gradient.device.type != "cuda")
-    return -weight * chosen.sum()
-
-
-def _take_off(
-    gradient: torch.Tensor, labels: torch.Tensor, weight: float, *, scatter: bool
-) -> None:
-    """Take a weight off each row's entry at its label, in place.
-
-    With algorithms of a fixed order, a GPU's scatter sends its strides to the device first, and
-    waits for it, chunk by chunk; a comparison does not, and is compiled into the pass before.
-    """
-    if scatter:
-        column = labels[:, None]
-        gradient.scatter_add_(1, column, torch.full_like(column, -weight, dtype=gradient.dtype))
-    else:
-        entries = torch.arange(gradient.shape[1], device=gradient.device)
-        gradient -= (entries == labels[:, None]) * weight
-
-
-@Fusable
-def _divergence(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    gradient: torch.Tensor | None,
-    terms: Terms,
-    count: int,
-) -> torch.Tensor:
-    """Give a chunk's weighted sum of T^2 KL, and add its gradient to ``gradient``."""
-    heat, weight = terms.temperature, terms.kl / count
-    own = functional.log_softmax(logits / heat, dim=-1)
-    wanted = functional.log_softmax(target / heat, dim=-1)
-    value = functional.kl_div(own, wanted, reduction="sum", log_target=True)
-    if gradient is not None:
-        # d T^2 KL / d logits = T (own - wanted).
-        gradient += own.exp_().sub_(wanted.exp_()).mul_(weight * heat)
-    return weight * heat**2 * value
-
-
-def _from_draws(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    drawn: TeacherDraws,
-    terms: Terms,
-    *,
-    gradient: torch.Tensor | None,
-    count: int,
-) -> torch.Tensor:
-    """Give a chunk's weighted sum of both terms, and add its gradient to ``gradient``.
-
-    The label and the draws are tokens whose probability shall rise, each by its weight. At
-    temperature 1 both terms have the same softmax, which is most of the work, so it is made once.
-    """
-    heat, weight = terms.temperature, terms.kl / count
-    drawn_ones = (drawn.tokens, weight / drawn.tokens.shape[1])
-    label = (labels[:, None], terms.next_token / count)
-    total = weight * heat**2 * drawn.log_share.to(logits.dtype).sum()
-    if not terms.next_token:
-        return total + _rising(logits, [drawn_ones], gradient, heat)
-    if heat == 1:
-        return total + _rising(logits, [drawn_ones, label], gradient)
-    total = total + _rising(logits, [label], gradient)
-    return total + _rising(logits, [drawn_ones], gradient, heat)
-
-
-def _rising(
-    logits: torch.Tensor,
-    sought: list[tuple[torch.Tensor, float]],
-    gradient: torch.Tensor | None,
-    heat: float = 1.0,
-) -> torch.Tensor:
-    """Give T^2 times the weighted sum of -log p_T(token), and add its gradient to ``gradient``.
-
-    Args:
-        logits: of a chunk, (rows, vocabulary).
-        sought: tokens, int64 (rows, any number), and what each of them weighs.
-        gradient: where it is wanted.
-        heat: the temperature T.
-    """
-    logs = functional.log_softmax(logits if heat == 1 else logits / heat, dim=-1)
-    total = torch.zeros((), device=logits.device, dtype=logits.dtype)
-    for tokens, weight in sought:
-        total -= weight * heat**2 * logs.gather(1, tokens).sum()
-    if gradient is None:
-        return total
-    whole = heat * sum(tokens.shape[1] * weight for tokens, weight in sought)
-    gradient.add_(logs.exp_(), alpha=whole)
-    for tokens, weight in sought:
-        # A token may be drawn more than once: all that one call adds is alike, so that a GPU may
-        # add in any order.
-        less = torch.full_like(tokens, -heat * weight, dtype=gradient.dtype)
-        gradient.scatter_add_(1, tokens, less)
-    return total
+def _pieces(room: torch.Tensor, width: int) -> list[slice]:
+    """Say which rows of a chunk are worked on at once: on a CPU, as many as its cache holds."""
+    count = len(room)
+    size = max(1, PIECE // width) if room.device.type == "cpu" else count
+    return [slice(first, min(count, first + size)) for first in range(0, count, size)]

@@ -16,14 +16,8 @@ from iskd.models import family_of
 from iskd.models.activations import first_tensor
 from iskd.runtime.distributed import batch_mean
 from iskd.settings import ObjectiveSettings
-from iskd.training.chunked import (
-    LARGE_VOCABULARY,
-    Target,
-    TeacherDraws,
-    TeacherHead,
-    Terms,
-    chunked_loss,
-)
+from iskd.training.chunked import LARGE_VOCABULARY, Target, TeacherHead, chunked_loss
+from iskd.training.row_losses import TeacherDraws, Terms
 from iskd.training.teacher_cache import TeacherCache
 
 Objective = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
@@ -304,7 +298,7 @@ def _divergence(logits: torch.Tensor, target: torch.Tensor, temperature: float) 
 def _drawn_divergence(
     logits: torch.Tensor, drawn: TeacherDraws, temperature: float
 ) -> torch.Tensor:
-    """Give the same from draws, as :class:`~iskd.training.chunked.TeacherDraws` says."""
+    """Give the same from draws, as :class:`~iskd.training.row_losses.TeacherDraws` says."""
     rows = logits[:, :-1].flatten(0, 1).float()
     logs = functional.log_softmax(rows / temperature, dim=-1).gather(1, drawn.tokens)
     return temperature**2 * (drawn.log_share - logs.mean(-1)).mean()

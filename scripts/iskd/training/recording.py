@@ -2,7 +2,7 @@
 
 It says what it says whatever the student does, so its answers can be kept and shared by all arms
 of a study: its last hidden states, of which its logits follow, or tokens drawn from its
-distribution, which are few (:class:`iskd.training.chunked.TeacherDraws`).
+distribution, which are few (:class:`iskd.training.row_losses.TeacherDraws`).
 
 The answers to a number of sequences make a file, which is kept in the job's work folder until all
 are there. What a file holds follows from the sequences in it, so a job that was killed goes on

@@ -8,7 +8,7 @@ An artifact holds ``answers.json``, which describes it, and files ``answers-*.sa
 ``rows`` (sequences,), the places of the sequences in the corpus, and either ``hidden`` (sequences,
 positions - 1, hidden size), the teacher's last hidden states, final norm included; or ``tokens``
 (sequences, positions - 1, draws) and ``log_share`` (sequences, positions - 1), as
-:class:`~iskd.training.chunked.TeacherDraws` has them. A sequence's last
+:class:`~iskd.training.row_losses.TeacherDraws` has them. A sequence's last
 position has no next token and is left out. The first artifact of hidden states has
 ``projection.safetensors``, the teacher's output projection.
 """
@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from iskd.provenance.tensors import ANSWERS_ABOUT, PROJECTION, answer_files
-from iskd.training.chunked import Target, TeacherDraws, TeacherHead
+from iskd.training.chunked import Target, TeacherHead
+from iskd.training.row_losses import TeacherDraws
 
 
 class TeacherCache:
