@@ -19,7 +19,7 @@ from tests.measured import is_measured
 from tests.recompute import read_metrics, recompute
 from tests.recompute_paper import TABLES, Paper, check_macros, check_numbers, check_table
 from tests.slurm.cluster import what_is_missing
-from tests.workflow.conftest import KEPT, Clone, MakeOnce, make_clone, without_network
+from tests.workflow.conftest import KEPT, ROOT, Clone, MakeOnce, make_clone, without_network
 
 RESULTS = "results/embedded"
 STEP = "toy/iskd/seed_17/step_01"
@@ -66,6 +66,21 @@ def test_study_runs_without_a_network(offline: Clone) -> None:
     if without_network() is None:
         pytest.skip("no network namespace can be made here")
     assert (offline.folder / RESULTS / "paper/figure_tradeoff_toy.pdf").exists()
+
+
+def test_what_the_documentation_quotes_is_what_comes_out(offline: Clone) -> None:
+    """docs/runs has all three seeds; another kind of processor gives nearly the same numbers."""
+    quoted = read_metrics(ROOT / "docs/runs/embedded.csv")
+    made = read_metrics(offline.folder / RESULTS / "metrics.csv")
+    shared = quoted.keys() & made.keys()
+    arms = {"teacher", "iskd", "best", "l1", "kd", "teacher_tuned"}
+    assert {arm for _, arm, *_ in shared} == arms
+    assert len(shared) > 60
+    for key in shared:
+        metric, value = key[-1], quoted[key].value
+        # Scores may differ by three of 50 items.
+        allowed = 0.06 if metric.startswith("acc") else 0.05 * abs(value)
+        assert made[key].value == pytest.approx(value, abs=allowed), key
 
 
 def test_two_folders_give_the_same_metrics(offline: Clone, elsewhere: Clone) -> None:

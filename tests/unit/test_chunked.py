@@ -137,6 +137,14 @@ def test_a_loss_without_kl_needs_no_teacher() -> None:
     )
 
 
+def test_a_second_backward_pass_is_refused_not_wrong() -> None:
+    hidden, projection, labels, teacher = case(5, bias=True)
+    loss = chunked_loss(hidden, projection, labels, Terms(0.5, 0.5, 1.0), teacher)
+    (2 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_under_autocast_products_are_coarse_and_sums_exact() -> None:
     hidden, projection, labels, teacher = case(300, bias=True)
     terms = Terms(0.5, 0.5, 2.0)

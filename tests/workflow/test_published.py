@@ -4,8 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
-from iskd.paper.metrics import read_metrics
 from tools.published import publish
+
+from iskd.paper.metrics import read_metrics
 
 from .conftest import ROOT, Clone
 

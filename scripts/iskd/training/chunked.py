@@ -176,10 +176,10 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_hidden, of_weight, of_bias = ctx.saved_tensors
+        # In place, as there is no other use: a second backward pass ends in torch's own error.
         scaled = [
-            None if one is None else one * grad_output.to(one.dtype)
-            for one in (of_hidden, of_weight, of_bias)
+            None if one is None else one.mul_(grad_output.to(one.dtype))
+            for one in ctx.saved_tensors
         ]
         return (*scaled, None, None, None, None, None, None)
 
