@@ -268,6 +268,8 @@ class StudyProgress(logging.Handler):
             logs: Snakemake's logs.
         """
         lines = ["", f"{_counted(len(self.failed), 'job')} of {self.total} failed:"]
+        if not self.failed:
+            lines[1] = f"stopped: {self.done} of {self.total} jobs done; call it again to go on"
         for failed in self.failed:
             if self.shown == "nothing":  # it was not told before
                 lines.append(failed.as_text())

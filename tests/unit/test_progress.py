@@ -178,6 +178,16 @@ def test_a_failed_job_ends_in_ten_lines_of_its_log(tmp_path: Path) -> None:
     ]
 
 
+def test_a_study_that_was_stopped_says_so_and_not_that_no_job_failed() -> None:
+    handler = StudyProgress("mine", io.StringIO())
+    send(handler, "run_info", stats={"evaluate": 9, "total": 9})
+    begin(handler, 7, "evaluate", "toy")
+    send(handler, "job_finished", job_id=7)
+    assert handler.failed_words().splitlines()[1:] == [
+        "stopped: 1 of 9 jobs done; call it again to go on"
+    ]
+
+
 def test_a_job_that_succeeds_at_last_has_not_failed(tmp_path: Path) -> None:
     handler = StudyProgress("mine", io.StringIO())
     begin(handler, 7, "evaluate", "toy", log=str(tmp_path / "log"))
