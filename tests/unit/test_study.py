@@ -473,15 +473,23 @@ def test_recipe_best_fills_in_what_is_left_out() -> None:
     everything, some = (
         study.trainings.substitution(ModelId("toy", a, 3, 1)) for a in ("all", "some")
     )
-    assert (
-        everything["start"]["initialisation"] == some["start"]["initialisation"] == "least_squares"
-    )
+    assert everything["start"]["initialisation"] == "refit"
+    assert some["start"]["initialisation"] == "least_squares"
     assert (everything["block"], some["block"]) == (None, 2)
-    assert everything["objective"]["temperature"] == BEST["objective"]["temperature"]
+    assert everything["objective"]["kl"] == BEST["objective"]["kl"]
+    rates = everything["training"]["learning_rate"]
+    assert rates["rest"] == rates["compact"]
     assert (some["objective"]["next_token"], some["objective"]["temperature"]) == (1.0, 1.0)
-    assert study.trainings.sizes("toy", "all").recipe == "narrow"
+    assert study.trainings.sizes("toy", "all").recipe == "parts"
+    assert study.trainings.sizes("toy", "some").recipe == "narrow"
     # All at once, nothing can be measured between the steps.
     assert study.trainings.order(ModelId("toy", "at_once", 3, 2)) == [1, 2]
+
+
+def test_an_arm_may_train_all_weights_at_the_compact_rate() -> None:
+    changes = {"arms.iskd.training": {"learning_rate": {"compact": 0.5, "rest": "compact"}}}
+    rates = of(changes).trainings.training("toy", "iskd").learning_rate
+    assert (rates.compact, rates.rest) == (0.5, 0.5)
 
 
 def test_a_student_keeps_the_defaults_of_what_its_objective_leaves_out() -> None:

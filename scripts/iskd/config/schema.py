@@ -147,7 +147,11 @@ class LearningRatesOverride(Section):
     """The learning rates that an arm sets differently."""
 
     compact: Rate | None = Field(None, description="As in the teacher's training settings.")
-    rest: Rate | None = Field(None, description="As in the teacher's training settings.")
+    rest: Rate | Literal["compact"] | None = Field(
+        None,
+        description="As in the teacher's training settings; compact: one rate for all weights, the "
+        "compact block's.",
+    )
 
 
 class BaselineOverride(Section):

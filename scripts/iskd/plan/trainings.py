@@ -106,6 +106,8 @@ class StudyTrainings:
         rates = own.pop("learning_rate", {})
         merged |= own
         merged["learning_rate"] |= rates
+        if merged["learning_rate"]["rest"] == "compact":
+            merged["learning_rate"]["rest"] = merged["learning_rate"]["compact"]
         return TrainingSettings.of(Training.model_validate(merged).model_dump())
 
     def plan(self, model: ModelId) -> dict[str, Any]:
