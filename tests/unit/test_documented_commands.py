@@ -26,7 +26,7 @@ _SYSTEM = (
     *("squeue", "scancel", "export", "cd", "openssl", "git", "sbatch"),
     *("docker", "apptainer", "snakedeploy"),
 )
-TWO = ("diff", "speculate", "export-plain", "export-gguf")
+TWO = ("diff", "speculate", "export-plain", "export-gguf", "export-onnx")
 
 
 def commands(page: str) -> Iterator[str]:

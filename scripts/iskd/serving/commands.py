@@ -84,6 +84,16 @@ def add_commands(commands: Commands) -> None:
         help="llama.cpp's name for how the tokenizer splits text, where it is not known here",
     )
     gguf.set_defaults(run=_export_gguf)
+    onnx = commands.add_parser(
+        "export-onnx",
+        help="write a model as an ONNX graph",
+        description="Write a model's graph and weights for onnxruntime (needs the packages onnx "
+        "and onnxscript), and compare it with the original where onnxruntime is installed. Exit "
+        "code 0: written; 1: it gives other texts; 2: it cannot be written.",
+    )
+    onnx.add_argument("model", type=Path, help="its Hugging Face folder")
+    onnx.add_argument("folder", type=Path, help="where to write model.onnx and the tokenizer")
+    onnx.set_defaults(run=_export_onnx)
 
 
 def _positive(text: str) -> int:
@@ -209,6 +219,30 @@ def _export_gguf(args: argparse.Namespace) -> int:
     room = max(map(len, prompts)) + NEW_TOKENS
     found = compare(model, gguf_logits(args.file, room=room), prompts)
     print(f"llama.cpp: {found}")
+    return 0 if found.agrees else 1
+
+
+def _export_onnx(args: argparse.Namespace) -> int:
+    from iskd.data.model_folder import check_model_folder
+    from iskd.models.folder import load_model, load_tokenizer
+    from iskd.serving.agreement import check_prompts, compare
+    from iskd.serving.onnx_export import export_onnx, onnx_logits
+
+    check_model_folder(args.model, "iskd export-onnx")
+    missing = [name for name in ("onnx", "onnxscript") if not _is_there(name)]
+    if missing:
+        names = " ".join(missing)
+        raise UserError(f"iskd export-onnx: not installed: {names}; pip install {names}")
+    model, tokenizer = load_model(args.model).cpu(), load_tokenizer(args.model)
+    graph = export_onnx(model, args.folder, where=str(args.model))
+    tokenizer.save_pretrained(args.folder)
+    print(f"{graph}: {model.config.num_hidden_layers} blocks, float32, no KV cache")
+    if not _is_there("onnxruntime"):
+        print("not compared: onnxruntime is not installed (pip install onnxruntime)")
+        return 0
+    prompts = check_prompts(tokenizer, room=model.config.max_position_embeddings)
+    found = compare(model, onnx_logits(graph), prompts)
+    print(f"onnxruntime: {found}")
     return 0 if found.agrees else 1
 
 
