@@ -26,7 +26,7 @@ _SYSTEM = (
     *("squeue", "scancel", "export", "cd", "openssl", "git", "sbatch"),
     *("docker", "apptainer", "snakedeploy"),
 )
-TWO = ("diff", "speculate", "export-plain", "export-gguf", "export-onnx")
+TWO = ("diff", "speculate", "export-plain", "export-gguf", "export-onnx", "quantise")
 
 
 def commands(page: str) -> Iterator[str]:
