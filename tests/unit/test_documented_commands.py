@@ -53,7 +53,7 @@ def test_a_documented_command_is_one(
     program = program.removeprefix(".venv/bin/")
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        for target in arguments:
+        for target in (word for word in arguments if "=" not in word):
             assert target == ".venv/.installed" or f"\n{target}:" in makefile
     elif program == "snakemake":
         from snakemake.cli import parse_args
