@@ -10,10 +10,13 @@ LONG := tests/workflow/test_contributing.py tests/workflow/test_module.py
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
+# The folder `tests` of a checkout of transformers, for `make test-peer`.
+TESTS ?=
+
 # More options of `make bench-gpu`, such as --out FILE.
 BENCH_GPU ?=
 
-.PHONY: demo real test test-study test-audit test-slurm test-chaos test-gpu bench bench-gpu lint lock docs site clean
+.PHONY: demo real test test-study test-audit test-slurm test-chaos test-gpu test-peer bench bench-gpu lint lock docs site clean
 
 demo: $(STAMP)  ## run the embedded study: figures and tables in results/embedded/paper
 	$(BIN)/snakemake --cores $(CORES)
@@ -39,6 +42,12 @@ test-slurm: $(STAMP)  ## a part of the embedded study on a real SLURM of two nod
 
 test-gpu: $(STAMP)  ## what only a GPU can show: bits, memory, autocast, fused and compiled steps
 	$(BIN)/pytest tests/gpu
+
+test-peer: $(STAMP)  ## TESTS=<transformers>/tests: the library's own tests of causal models, on models whose blocks differ
+	@test -n "$(TESTS)" || { echo "make test-peer TESTS=<transformers>/tests: name the folder"; exit 2; }
+	# The library's tests carry marks that are not ours.
+	ISKD_TRANSFORMERS_TESTS="$(abspath $(TESTS))" OMP_NUM_THREADS=1 \
+	    $(BIN)/pytest -n $(CORES) -o addopts=-ra tests/peer
 
 bench-gpu: $(STAMP)  ## on a machine with a GPU, in 8 minutes: tokens per second beside a bare loop, as a table; then tests/gpu
 	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_GPU)

@@ -26,7 +26,7 @@ _SYSTEM = (
     *("squeue", "scancel", "export", "cd", "openssl", "git", "sbatch"),
     *("docker", "apptainer", "snakedeploy"),
 )
-TWO = ("diff", "speculate", "export-plain", "export-gguf")
+TWO = ("diff", "speculate", "export-plain", "export-gguf", "export-onnx", "quantise")
 
 
 def commands(page: str) -> Iterator[str]:
@@ -53,7 +53,7 @@ def test_a_documented_command_is_one(
     program = program.removeprefix(".venv/bin/")
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        for target in arguments:
+        for target in (word for word in arguments if "=" not in word):
             assert target == ".venv/.installed" or f"\n{target}:" in makefile
     elif program == "snakemake":
         from snakemake.cli import parse_args

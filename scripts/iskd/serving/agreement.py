@@ -77,3 +77,14 @@ def compare(
         else:
             same += 1
     return Agreement(same, len(prompts), distance)
+
+
+def logits_of(model: "PreTrainedModel") -> Logits:
+    """Give what asks another model of transformers for the logits after a text."""
+
+    def logits(text: list[int]) -> NDArray[np.float32]:
+        found = model(input_ids=torch.tensor([text], device=model.device)).logits[0, -1]
+        own: NDArray[np.float32] = found.float().cpu().numpy()
+        return own
+
+    return logits

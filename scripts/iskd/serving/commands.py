@@ -84,6 +84,26 @@ def add_commands(commands: Commands) -> None:
         help="llama.cpp's name for how the tokenizer splits text, where it is not known here",
     )
     gguf.set_defaults(run=_export_gguf)
+    onnx = commands.add_parser(
+        "export-onnx",
+        help="write a model as an ONNX graph",
+        description="Write a model's graph and weights for onnxruntime (needs the packages onnx "
+        "and onnxscript), and compare it with the original where onnxruntime is installed. Exit "
+        "code 0: written; 1: it gives other texts; 2: it cannot be written.",
+    )
+    onnx.add_argument("model", type=Path, help="its Hugging Face folder")
+    onnx.add_argument("folder", type=Path, help="where to write model.onnx and the tokenizer")
+    onnx.set_defaults(run=_export_onnx)
+    integers = commands.add_parser(
+        "quantise",
+        help="write a model with 8-bit integers as weights",
+        description="Write a model's projections as 8-bit integers with a scale for each row "
+        "(torchao, weight-only), and say how far its text is the original's. Exit code 0: "
+        "written; 2: it cannot be.",
+    )
+    integers.add_argument("model", type=Path, help="its Hugging Face folder")
+    integers.add_argument("folder", type=Path, help="where to write the model and its tokenizer")
+    integers.set_defaults(run=_quantise)
 
 
 def _positive(text: str) -> int:
@@ -210,6 +230,57 @@ def _export_gguf(args: argparse.Namespace) -> int:
     found = compare(model, gguf_logits(args.file, room=room), prompts)
     print(f"llama.cpp: {found}")
     return 0 if found.agrees else 1
+
+
+def _export_onnx(args: argparse.Namespace) -> int:
+    from iskd.data.model_folder import check_model_folder
+    from iskd.models.folder import load_model, load_tokenizer
+    from iskd.serving.agreement import check_prompts, compare
+    from iskd.serving.onnx_export import export_onnx, onnx_logits
+
+    check_model_folder(args.model, "iskd export-onnx")
+    _check_installed("iskd export-onnx", "onnx", "onnxscript")
+    model, tokenizer = load_model(args.model).cpu(), load_tokenizer(args.model)
+    graph = export_onnx(model, args.folder, where=str(args.model))
+    tokenizer.save_pretrained(args.folder)
+    print(f"{graph}: {model.config.num_hidden_layers} blocks, float32, no KV cache")
+    if not _is_there("onnxruntime"):
+        print("not compared: onnxruntime is not installed (pip install onnxruntime)")
+        return 0
+    prompts = check_prompts(tokenizer, room=model.config.max_position_embeddings)
+    found = compare(model, onnx_logits(graph), prompts)
+    print(f"onnxruntime: {found}")
+    return 0 if found.agrees else 1
+
+
+def _quantise(args: argparse.Namespace) -> int:
+    from iskd.data.model_folder import check_model_folder
+    from iskd.models.folder import load_model, load_tokenizer, published_dtype
+    from iskd.serving.agreement import check_prompts, compare, logits_of
+    from iskd.serving.quantised import load_quantised, quantise
+
+    check_model_folder(args.model, "iskd quantise")
+    _check_installed("iskd quantise", "torchao")
+    found = quantise(args.model, args.folder)
+    dtype = published_dtype(args.model)
+    name = str(dtype).removeprefix("torch.")
+    print(
+        f"{args.folder}: {found.matrices} matrices of int8 ({found.share:.0%} of the parameters), "
+        f"the rest {name}; {found.after / 1e6:.1f} MB instead of {found.before / 1e6:.1f}"
+    )
+    model = load_model(args.model, dtype).cpu()
+    prompts = check_prompts(load_tokenizer(args.model), room=model.config.max_position_embeddings)
+    # Read from the folder, so that it is what will be served.
+    read = logits_of(load_quantised(args.folder, dtype))
+    print(f"beside the original: {compare(model, read, prompts)}")
+    return 0
+
+
+def _check_installed(command: str, *packages: str) -> None:
+    """Refuse a command for what is not in the lock and not installed either."""
+    missing = " ".join(name for name in packages if not _is_there(name))
+    if missing:
+        raise UserError(f"{command}: not installed: {missing}; pip install {missing}")
 
 
 def _is_there(package: str) -> bool:
