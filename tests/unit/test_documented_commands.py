@@ -71,6 +71,8 @@ def test_a_documented_command_is_one(
                 arguments[0], []
             )
         make_parser().parse_args(arguments)
+    elif program == "python" and arguments[0].startswith("tools/"):
+        assert (ROOT / arguments[0]).is_file()
     elif program == "python":
         assert arguments[0] == "-m"
         assert find_spec(arguments[1]) is not None
