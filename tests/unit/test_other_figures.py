@@ -212,7 +212,7 @@ def test_changes_are_put_into_words(tmp_path: Path) -> None:
     names = [str(file) for file in files]
     assert list(read_changes(names, about, "t").values()) == [
         "block 3",
-        "0 heads+neurons, 2 mlp",
+        "heads of 0; mlp of 2; neurons of 0",
         "nothing",
     ]
     assert read_changes(names, about, "other") == {}

@@ -22,6 +22,7 @@ from iskd.paper.figures.canvas import (
     set_title,
     teacher_rows,
 )
+from iskd.paper.formats import fixed
 from iskd.paper.measures import HELDOUT
 from iskd.paper.style import ArmStyle, arm_styles, in_arm_order, paper_style
 
@@ -46,8 +47,8 @@ def read_changes(
         teacher: whose arms.
 
     Returns:
-        "block 3" where a whole block was replaced; of recipe parts "3 heads, 5 mlp": the block
-        and what of it became smaller, or "nothing" where a step found its budget met
+        "block 3" where a whole block was replaced; of recipe parts "heads of 3; mlp of 0, 5": what
+        of which blocks became smaller, or "nothing" where a step found its budget met
     """
     found = {}
     for model, path in zip(about, files, strict=True):
@@ -62,12 +63,14 @@ def in_words(changes: Sequence[Mapping[str, Any]] | None, block: int | None) -> 
     """Say what one step has changed; see :func:`read_changes`."""
     if changes is None:
         return f"block {block}"
-    kinds: dict[int, list[str]] = {}
+    kinds: dict[str, set[int]] = {}
     for change in changes:
-        kind = str(change["kind"])
-        if kind not in kinds.setdefault(int(change["block"]), []):
-            kinds[int(change["block"])].append(kind)
-    return ", ".join(f"{place} {'+'.join(names)}" for place, names in kinds.items()) or "nothing"
+        kinds.setdefault(str(change["kind"]), set()).add(int(change["block"]))
+    parts = [
+        f"{'all' if kind == 'block' else kind} of {', '.join(map(str, sorted(blocks)))}"
+        for kind, blocks in sorted(kinds.items())
+    ]
+    return "; ".join(parts) or "nothing"
 
 
 def order_figure(
@@ -155,8 +158,9 @@ def _draw(axes: Axes, part: pd.DataFrame, style: ArmStyle, letters: int) -> None
     columns = (part[name].astype(float) for name in ("score", "low", "high"))
     for place, score, low, high in zip(places, *columns, strict=True):
         after = score >= 0
+        sign = "+" if round(score, 3) > 0 else ""
         axes.annotate(
-            f"{score:+.3f}".replace("-", "\N{MINUS SIGN}"),
+            f"{sign}{fixed(score, 3)}".replace("-", "\N{MINUS SIGN}"),
             (max(high, 0.0) if after else min(low, 0.0), place),
             xytext=(3 if after else -3, 0),
             textcoords="offset points",
