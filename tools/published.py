@@ -32,7 +32,9 @@ from iskd.provenance.artifact import file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("docs/runs")
-TABLE = re.compile(r"(<!-- table: (\{.*?\}) -->\n\n).*?(?=\n\n|\n?\Z)", re.DOTALL)
+TABLE = re.compile(
+    r"^(<!-- table: (\{[^>]*\}) -->\n\n).*?(?=\n\n|\n?\Z)", re.DOTALL | re.MULTILINE
+)
 
 
 def quotable(metrics: pd.DataFrame) -> pd.DataFrame:
