@@ -251,6 +251,14 @@ def test_a_reduction_that_the_blocks_do_not_hold_is_refused(here: Path) -> None:
         check(own)
 
 
+def test_what_an_arm_takes_over_from_its_teachers_section_is_refused_too(here: Path) -> None:
+    put_model(here)
+    raw = given_study(compact={"recipe": "narrow", "reduction": 0.95}).model_dump()
+    best = {"method": "iskd", "recipe": "best"}
+    with pytest.raises(UserError, match=r"^my\.yaml: teachers\.toy\.compact\.reduction: .*0\.95"):
+        check(load_study(raw | {"arms": {"smaller": best}}, "my.yaml"))
+
+
 def test_a_model_of_the_hub_is_looked_at_once_it_is_there(here: Path) -> None:
     given = {"source": "hub", "model": "a/b", "family": "llama", "blocks": 4, "order": [1, 2]}
     raw = TINY | {"teachers": {"toy": {**given, "compact": {"reduction": 0.95}}}}

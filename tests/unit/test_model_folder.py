@@ -129,6 +129,24 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def adapter_with_a_config(folder: Path) -> None:
+    write(folder / "adapter_config.json", {"peft_type": "LORA"})
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+
+
+def blocks_that_are_missing(folder: Path) -> None:
+    names = ("model.layers.0.mlp.weight", "model.layers.1.mlp.weight")
+    save_file({name: torch.zeros(3) for name in names}, folder / "model.safetensors")
+    write(folder / "config.json", {"model_type": "llama", "num_hidden_layers": 3})
+
+
+def another_vocabulary(folder: Path) -> None:
+    weights = {"model.embed_tokens.weight": torch.zeros(7, 2)}
+    save_file(weights, folder / "model.safetensors")
+    config = {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 5}
+    write(folder / "config.json", config)
+
+
 BAD: list[tuple[Callable[[Path], None], str]] = [
     (no_tokenizer, "has no tokenizer (tokenizer.json); save it there, too"),
     (half_a_tokenizer, "has no tokenizer"),
@@ -141,6 +159,9 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
     (gptq, "are quantised (gptq) and cannot be trained; name the model that they were made from"),
     (awq, "are quantised (awq)"),
     (adapter, "is an adapter (LoRA), not a model; merge it into its base model first (merge_and_"),
+    (adapter_with_a_config, "is an adapter (LoRA), not a model"),
+    (blocks_that_are_missing, "says 3 blocks, and the weights hold 2; save the model anew with"),
+    (another_vocabulary, "a vocabulary of 5, and model.embed_tokens.weight holds 7; save the"),
     (gguf_alone, "holds a GGUF file and no config.json; add the key gguf: my.Q4_K_M.gguf"),
     (pickled, "has no weights in safetensors"),
 ]

@@ -4,12 +4,13 @@ What is wrong with it is found here while a study is planned, not by a job hours
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from iskd.data.gguf_header import GgufError, read_header
 from iskd.errors import UserError
-from iskd.provenance.tensors import MASTER, TensorsError, check_complete
+from iskd.provenance.tensors import MASTER, TensorsError, check_complete, tensor_shapes
 
 MODEL_FILES = (
     *("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"),
@@ -18,6 +19,10 @@ MODEL_FILES = (
 """Patterns of the files that are read: nothing that is unpickled or run."""
 
 INDEX = "model.safetensors.index.json"
+BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.([0-9]+)\.")
+"""What libraries number blocks by in the names of weights: h.3.attn, layers.3.mlp."""
+_BLOCK_COUNTS = ("num_hidden_layers", "n_layer")
+_EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "embed_in.weight")
 _ADAPTER = "adapter_config.json"
 # What a tokenizer can be read from: each of these sets of files is enough.
 _TOKENIZERS = (
@@ -37,7 +42,7 @@ def config_of_folder(folder: Path, where: str) -> dict[str, Any]:
         UserError: there is none, or it is broken, or the folder holds something else.
     """
     path = folder / "config.json"
-    if (folder / _ADAPTER).is_file() and not path.exists():
+    if (folder / _ADAPTER).is_file() and not any(folder.glob("model*.safetensors")):
         raise UserError(
             f"{where}: {folder} is an adapter (LoRA), not a model; merge it into its base model "
             "first (merge_and_unload), save that with its tokenizer and name its folder"
@@ -103,7 +108,8 @@ def check_model_folder(folder: Path, where: str) -> None:
         where: file and key, for messages.
 
     Raises:
-        UserError: no config, weights that are quantised, missing or cut short, or no tokenizer.
+        UserError: no config, weights that are quantised, missing, cut short or of another shape
+            than the config's, or no tokenizer.
     """
     config = config_of_folder(folder, where)
     packed = config.get("quantization_config")
@@ -114,10 +120,12 @@ def check_model_folder(folder: Path, where: str) -> None:
             "cannot be trained; name the model that they were made from"
         )
     files_of_folder(folder, where)
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in _weight_names(folder, where):
         path = folder / name
         try:
             check_complete(path)
+            shapes |= tensor_shapes(path)
         except FileNotFoundError:
             raise UserError(
                 f"{where}: {path} is not there, though {INDEX} names it; fetch it, too"
@@ -129,6 +137,26 @@ def check_model_folder(folder: Path, where: str) -> None:
             f"{where}: {folder} has no tokenizer (tokenizer.json); save it there, too: "
             "tokenizer.save_pretrained(folder)"
         )
+    _check_shapes(config, shapes, f"{where}: {folder}")
+
+
+def _check_shapes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], about: str) -> None:
+    """Compare what the config says with the weights: the library makes up what is missing."""
+    found = {int(block[1]) for name in shapes if (block := BLOCK.search(name))}
+    blocks = next((config[key] for key in _BLOCK_COUNTS if key in config), None)
+    # Of a model made smaller before, blocks that were left out have no weights.
+    if found and blocks != len(found) and not str(config.get("model_type")).startswith("iskd_"):
+        raise UserError(
+            f"{about}: config.json says {blocks} blocks, and the weights hold {len(found)}; save "
+            "the model anew with save_pretrained"
+        )
+    known = config.get("vocab_size")
+    for name, shape in shapes.items():
+        if name.endswith(_EMBEDDINGS) and known is not None and shape[0] != known:
+            raise UserError(
+                f"{about}: config.json says a vocabulary of {known}, and {name} holds {shape[0]}; "
+                "save the model anew with save_pretrained"
+            )
 
 
 def _weight_names(folder: Path, where: str) -> list[str]:

@@ -6,15 +6,15 @@ is the model's own code imported, which counts exactly.
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iskd.config.counts import block_count
 from iskd.config.schema import FolderTeacher, HubTeacher, PretrainedHere, Replacing, Study, Teacher
+from iskd.data.model_folder import BLOCK
 from iskd.errors import UserError
 from iskd.plan.trainings import StudyTrainings
 from iskd.provenance.tensors import tensor_shapes, weight_files
@@ -32,8 +32,6 @@ _GATED = ("llama", "mistral", "qwen2", "qwen3")
 _TIED = ("gpt2",)
 # The least that a tokenizer which is trained here may have: bytes and what marks an end.
 _LEAST_VOCABULARY = 260
-# What libraries number blocks by: h.3.attn, layers.3.mlp.
-_BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.([0-9]+)\.")
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,9 @@ def _requests(
             continue
         request = trainings.sizes(teacher, name)
         own = arm.compact is not None and arm.compact.reduction is not None
+        if request.reduction is None and request.like is not None:
+            # As much as the teacher's section asks for, in this arm's way.
+            request = replace(request, reduction=request.like.reduction)
         if request.reduction is not None:
             key = f"arms.{name}" if own else f"teachers.{teacher}"
             yield f"{key}.compact.reduction", request
@@ -154,7 +155,7 @@ def spread(shapes: Iterable[tuple[str, tuple[int, ...]]], blocks: int) -> Weight
     for name, shape in shapes:
         # Older files of GPT-2 hold the attention's mask, with four axes: no parameter.
         size = math.prod(shape) if len(shape) < 4 else 0
-        block = _BLOCK.search(name)
+        block = BLOCK.search(name)
         whole += size
         if block is not None:
             sizes[int(block[1])] += size
