@@ -76,7 +76,7 @@ def test_a_budget_is_met_to_within_one_neuron(family: str, tiny_model: MakeModel
     teacher, model = tiny_model(family, blocks=4), tiny_model(family, blocks=4)
     most = round(0.8 * count(teacher))
     chooser = Chooser(model, teacher, TEXTS, ALL)
-    taken = chooser.take(most, exact=True)
+    taken = chooser.take(most, least=most)
     one = 3 * model.config.hidden_size + 3
     assert most - one <= count(model) <= most
     assert sum(row["saved"] for row in taken) == count(teacher) - count(model)
@@ -96,11 +96,27 @@ def test_the_change_that_costs_least_by_parameter_goes_first(tiny_model: MakeMod
             # What this MLP writes is nothing: to leave it out costs nothing.
             block.mlp.c_proj.weight.zero_()
             block.mlp.c_proj.bias.zero_()
-    taken = Chooser(model, teacher, TEXTS, ALL).take(count(teacher) - 1, exact=False)
+    taken = Chooser(model, teacher, TEXTS, ALL).take(count(teacher) - 1, least=None)
     assert [(row["block"], row["heads"], row["mlp"]) for row in taken] == [
         (2, block_sizes(teacher.config, 2).heads, 0)
     ]
     assert taken[0]["divergence"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_step_before_the_last_does_not_go_beyond_the_last_ones_budget(
+    tiny_model: MakeModel,
+) -> None:
+    teacher, model = (tiny_model("gpt2", blocks=4) for _ in range(2))
+    for one in (teacher, model):
+        with torch.no_grad():
+            block: Any = family_of(one.config).blocks(one)[2]
+            # The whole block writes nothing: to leave it out costs nothing.
+            for part in (block.mlp.c_proj, block.attn.c_proj):
+                part.weight.zero_()
+                part.bias.zero_()
+    least = count(teacher) - 5 * teacher.config.hidden_size
+    Chooser(model, teacher, TEXTS, ALL).take(count(teacher) - 1, least=least)
+    assert least - 2 * teacher.config.hidden_size - 1 <= count(model) < count(teacher)
 
 
 def test_scores_of_a_step_before_are_not_measured_again(
@@ -108,7 +124,7 @@ def test_scores_of_a_step_before_are_not_measured_again(
 ) -> None:
     teacher, model = (tiny_model("gpt2", blocks=4) for _ in range(2))
     first = Chooser(model, teacher, TEXTS, ALL)
-    first.take(round(0.95 * count(teacher)), exact=False)
+    first.take(round(0.95 * count(teacher)), least=None)
     settled, _ = settle_blocks(
         model, {i: s for i, s in first._sizes.items() if s != sizes_of(teacher)[i]}
     )
@@ -120,7 +136,7 @@ def test_scores_of_a_step_before_are_not_measured_again(
         return real(self, walk, index, block)
 
     monkeypatch.setattr(Chooser, "_measure", counting)
-    Chooser(settled, teacher, TEXTS, ALL, first.scores).take(count(settled) - 1, exact=False)
+    Chooser(settled, teacher, TEXTS, ALL, first.scores).take(count(settled) - 1, least=None)
     # The model as it is, and the cheapest candidates.
     assert 2 <= len(measured) <= 1 + NEAR
 
@@ -141,13 +157,14 @@ def test_no_candidate_with_a_lower_bound_goes_unmeasured(tiny_model: MakeModel) 
 def test_a_budget_out_of_reach_is_one_line(tiny_model: MakeModel) -> None:
     teacher, model = (tiny_model("gpt2", blocks=3) for _ in range(2))
     with pytest.raises(UserError, match="ask for less reduction"):
-        Chooser(model, teacher, TEXTS, ["heads"]).take(1, exact=True)
+        Chooser(model, teacher, TEXTS, ["heads"]).take(1, least=1)
 
 
 def step_of(
     settings: StepSettings, model: PreTrainedModel, teacher: PreTrainedModel, **how: Any
 ) -> Any:
-    budget = parts.Budget(round(0.9 * count(teacher)), exact=True, changes=ALL)
+    most = round(0.9 * count(teacher))
+    budget = parts.Budget(most, least=most, changes=ALL)
     return parts.substitute_parts(
         model, lambda: teacher, budget, text(60, 4), settings, known={}, step=1, seed=3, **how
     )

@@ -99,13 +99,13 @@ def parts_of(change: Change) -> tuple[Part, ...]:
 class BudgetedChooser(Chooser):
     """Takes all changes of a step at once; what earlier steps measured counts no more."""
 
-    def take(self, most: int, *, exact: bool) -> list[dict[str, Any]]:
+    def take(self, most: int, *, least: int | None) -> list[dict[str, Any]]:
         """Take changes so that the model has no more than so many parameters.
 
         Args:
             most: the budget.
-            exact: give back what is saved beyond it to an MLP that is narrowed, to within one of
-                its neurons.
+            least: if it is the budget, what is saved beyond it is given back to an MLP that is
+                narrowed, to within one of its neurons.
 
         Returns:
             as :meth:`Chooser.take`; ``scores`` are damages by parameter of each change alone
@@ -134,7 +134,7 @@ class BudgetedChooser(Chooser):
         progress.close()
         saved = {change: self._saved(change) for change in levels}
         chosen = least_damage(alone, saved, together, needed)
-        if exact:
+        if least == most:
             narrow = [change for change in chosen if change.kind == "neurons"]
             surplus = sum(saved[change] for change in chosen) - needed
             if narrow:

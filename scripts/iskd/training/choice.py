@@ -158,13 +158,13 @@ class Chooser:
         """Count the model's parameters as it is; tied weights count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def take(self, most: int, *, exact: bool) -> list[dict[str, Any]]:
+    def take(self, most: int, *, least: int | None) -> list[dict[str, Any]]:
         """Take changes until the model has no more than so many parameters.
 
         Args:
             most: the budget.
-            exact: narrow the last block so that the budget is met to within one neuron, where the
-                change would go below it.
+            least: no change goes below this, to within one neuron; a block is narrowed less where
+                one would.
 
         Returns:
             for each change, in their order, ``block``, ``heads``, ``mlp``, ``saved`` parameters,
@@ -174,7 +174,7 @@ class Chooser:
         before = self.parameters()
         progress = bar(before - most, "choosing", unit="parameter")
         while self.parameters() > most:
-            options = self._options(most if exact else None)
+            options = self._options(least)
             self._first_look([change for change in options if change.key not in self.scores])
             best, block, divergence = self._cheapest(options)
             saved = self._saved(best)
@@ -215,17 +215,17 @@ class Chooser:
         for walk in (self._own, self._way):
             walk.swap(change.block, block)
 
-    def _options(self, most: int | None) -> list[Change]:
-        """List the candidates; with a budget, none that goes below it, where that can be."""
+    def _options(self, least: int | None) -> list[Change]:
+        """List the candidates, none of which goes below a number of parameters, if that can be."""
         found = candidates(self.model.config, self._sizes, self.kinds)
         if not found:
             raise UserError(
                 f"no change is left to take, and the model still has {self.parameters()} "
                 f"parameters; ask for less reduction, or for more kinds of changes"
             )
-        if most is None:
+        if least is None:
             return found
-        needed = self.parameters() - most
+        needed = self.parameters() - least
         fitting = [change for change in found if self._saved(change) <= needed]
         for change in found:
             now = self._sizes[change.block]

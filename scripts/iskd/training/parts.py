@@ -32,19 +32,19 @@ class Budget:
 
     Attributes:
         parameters: most that the model may have after it.
-        exact: narrow the last change so that it has no fewer, to within one neuron.
+        least: fewest that it may have, to within one neuron: those after the headline step.
         changes: the kinds of changes that are candidates.
         choice: how they are chosen.
     """
 
     parameters: int
-    exact: bool
+    least: int
     changes: tuple[ChangeKind, ...]
     choice: ChoiceKind = "measured"
 
     @classmethod
     def of(cls, config: PreTrainedConfig, request: SizeRequest, step: int) -> Self:
-        """Work out a step's budget; it is exact where the reduction is to be reached.
+        """Work out a step's budget; no step goes beyond what the last one is to come to.
 
         Args:
             config: the teacher's.
@@ -54,10 +54,10 @@ class Budget:
         Raises:
             UserError: sizes that do not fit, or a reduction out of reach.
         """
-        left = parameters_after(config, request, step)
+        left, end = (parameters_after(config, request, k) for k in (step, request.replaced))
         return cls(
             left,
-            exact=step == request.replaced,
+            least=min(left, end),
             changes=request.changes or (),
             choice=request.choice or "measured",
         )
@@ -132,7 +132,7 @@ def substitute_parts(
     def choose() -> dict[str, Any]:
         nonlocal measured
         measured = True
-        taken = chooser.take(budget.parameters, exact=budget.exact)
+        taken = chooser.take(budget.parameters, least=budget.least)
         return {"changes": taken, "scores": chooser.scores}
 
     if work is None:
