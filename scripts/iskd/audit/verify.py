@@ -16,10 +16,12 @@ from iskd.audit.planned import Planned, Planning
 from iskd.config.model_defaults import fill_in_from
 from iskd.errors import UserError
 from iskd.provenance.artifact import file_digest
-from iskd.provenance.environment import CHECKOUT, LOCK
+from iskd.provenance.environment import CHECKOUT, LOCK, git
 from iskd.provenance.statement import canonical_json
 
 At = Literal["recorded", "checkout"]
+# What a plan of another commit may find in a study that is as it was made.
+_PLANNED = {Code.STALE_CONFIG, Code.WRONG_FILES, Code.WRONG_INPUT_SET, Code.MISSING_ARTIFACT}
 
 
 @dataclass
@@ -159,7 +161,22 @@ def verify(
             f"the signature of {', '.join(signers)}: give the public key with --signed-by"
         )
     verdict.findings = sorted(found)
+    if _PLANNED & {finding.code for finding in found}:
+        verdict.notes += _other_commits(folder)
     return verdict
+
+
+def _other_commits(folder: StudyFolder) -> Iterator[str]:
+    """Say by which other commit a study was made, whose plan may ask for other things."""
+    here = git("rev-parse", "HEAD")
+    runs = (found.run or {} for found in folder.artifacts.values())
+    commits = {(run.get("git") or {}).get("commit") for run in runs} - {here, None}
+    for commit in sorted(map(str, commits)):
+        yield (
+            f"by the plan of commit {commit[:12]}, which made artifacts here; this checkout is at "
+            f"{str(here)[:12]}, and may ask for other parameters and files. To verify with that "
+            f"one: git worktree add ../at-{commit[:12]} {commit[:12]}"
+        )
 
 
 def _findings(
