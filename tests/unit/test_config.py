@@ -351,7 +351,9 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "set at most 400",
     ),
     ({f"{TOY}.source": "x" * 5000}, f"{TOY}.source", "... is unknown; use 'pretrain', 'hub'"),
-    ({"claims": [{"tusk": "x"}]}, "claims.0.teacher", "missing; add it (The teacher it is about)"),
+    ({"claims": [{"task": "x"}]}, "claims.0.teacher", "missing; add it (The teacher it is about)"),
+    # A misspelled key is told before those that are missing.
+    ({"claims": [{"tusk": "x"}]}, "claims.0.tusk", "unknown key; did you mean 'task'"),
     ({"claims": [CLAIM | {"sorce": "x"}]}, "claims.0.sorce", "did you mean 'source'"),
     (
         {"claims": [CLAIM | {"metric": "f1"}]},

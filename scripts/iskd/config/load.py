@@ -214,7 +214,11 @@ def load_study(raw: Mapping[str, Any], file: str) -> Study:
         # The members of a union find fault with the same key, each on its own.
         others = len({_Place(error["loc"]).key for error in found}) - 1
         more = f" (and {others} more)" if others else ""
-        raise UserError(f"{file}: {_say(found[0])}{more}") from None
+        # A key that is misspelled says more than that it is missing.
+        unknown = [e for e in found if e["type"] == "extra_forbidden"]
+        beside = [e for e in unknown if e["loc"][:-1] == found[0]["loc"][:-1]]
+        first = beside[0] if beside and found[0]["type"] == "missing" else found[0]
+        raise UserError(f"{file}: {_say(first)}{more}") from None
     Checks(study, file).run()
     return study
 
