@@ -32,9 +32,7 @@ from iskd.provenance.artifact import file_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("docs/runs")
-TABLE = re.compile(
-    r"^(<!-- table: (\{[^>]*\}) -->\n\n).*?(?=\n\n|\n?\Z)", re.DOTALL | re.MULTILINE
-)
+TABLE = re.compile(r"^(<!-- table: (\{[^>]*\}) -->\n\n).*?(?=\n\n|\n?\Z)", re.DOTALL | re.MULTILINE)
 
 
 def quotable(metrics: pd.DataFrame) -> pd.DataFrame:
