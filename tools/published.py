@@ -65,12 +65,14 @@ def publish(study: Path, root: Path = ROOT) -> None:
         },
         "pictures": {},
     }
-    for teacher in sorted(set(metrics["teacher"])):
-        file = f"figure_tradeoff_{teacher}.png"
-        shutil.copyfile(study / PAPER / file, root / "docs" / file)
+    teachers = sorted(set(metrics["teacher"]))
+    for teacher in teachers:
+        # By the study, as several may be of one teacher.
+        file = f"figure_tradeoff_{name if len(teachers) == 1 else f'{name}_{teacher}'}.png"
+        shutil.copyfile(study / PAPER / f"figure_tradeoff_{teacher}.png", root / "docs" / file)
         place = f"figure_tradeoff/{teacher}"
         facts["pictures"][file] = {
-            "sha256": file_digest(study / PAPER / file),
+            "sha256": file_digest(root / "docs" / file),
             "request": request_digest(_found(folder, place)),
             "statement": _found(folder, place).digest,
         }

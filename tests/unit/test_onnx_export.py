@@ -82,23 +82,3 @@ def test_other_texts_are_a_finding(
     )
     assert main(["export-onnx", str(tmp_path / "model"), str(tmp_path / "out")]) == 1
     assert "onnxruntime: 0 of 3 greedy texts" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("present", [("onnx",), ()])
-def test_a_missing_package_is_named_in_one_line(
-    present: tuple[str, ...],
-    *,
-    tiny_model: MakeModel,
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    save_model(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, tmp_path / "model")
-    monkeypatch.setattr(iskd.serving.commands, "_is_there", lambda package: package in present)
-    assert main(["export-onnx", str(tmp_path / "model"), str(tmp_path / "out")]) == 2
-    names = " ".join(name for name in ("onnx", "onnxscript") if name not in present)
-    assert capsys.readouterr().err == (
-        f"iskd export-onnx: not installed: {names}; pip install {names}\n"
-    )
-    assert not (tmp_path / "out").exists()

@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import iskd.serving.commands
 from iskd.cli import main
 from iskd.data.corpus import train_tokenizer
 from iskd.models import CompactSizes, NarrowSizes
@@ -92,21 +91,6 @@ def test_what_cannot_be_quantised_is_said_in_one_line(
     assert main(["quantise", str(tmp_path / "model"), str(tmp_path / "model")]) == 2
     assert "the model itself lies there; name another folder" in capsys.readouterr().err
     assert load_model(tmp_path / "model").config.model_type == "gpt2"
-
-
-def test_a_missing_package_is_named_in_one_line(
-    tiny_model: MakeModel,
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    save_model(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, tmp_path / "model")
-    monkeypatch.setattr(iskd.serving.commands, "_is_there", lambda package: False)
-    assert main(["quantise", str(tmp_path / "model"), str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == (
-        "iskd quantise: not installed: torchao; pip install torchao\n"
-    )
 
 
 def test_the_figure_sets_loss_against_bytes(tmp_path: Path) -> None:

@@ -486,6 +486,23 @@ def test_recipe_best_fills_in_what_is_left_out() -> None:
     assert study.trainings.order(ModelId("toy", "at_once", 3, 2)) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "own", [{"compact": {"recipe": "bottleneck"}}, {"order": "measured"}], ids=["block", "order"]
+)
+def test_recipe_best_replaces_blocks_one_by_one_where_an_arm_says_so(own: dict[str, Any]) -> None:
+    arm = {"method": "iskd", "recipe": "best", **own}
+    matched = {f"arms.{name}.reference": "iskd" for name in ("l1", "kd", "teacher_tuned")}
+    study = of({"arms.mine": arm, **matched})
+    step = study.trainings.substitution(ModelId("toy", "mine", 3, 1))
+    assert step["block"] is None  # measured before each step
+    assert study.trainings.sizes("toy", "mine").recipe == own.get("compact", {}).get(
+        "recipe", "narrow"
+    )
+    # A fresh block learns faster than what is kept, as the teacher's section says.
+    rates = step["training"]["learning_rate"]
+    assert rates["rest"] < rates["compact"]
+
+
 def test_an_arm_may_train_all_weights_at_the_compact_rate() -> None:
     changes = {"arms.iskd.training": {"learning_rate": {"compact": 0.5, "rest": "compact"}}}
     rates = of(changes).trainings.training("toy", "iskd").learning_rate

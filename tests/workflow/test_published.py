@@ -36,11 +36,11 @@ def test_a_finished_study_is_quoted_in_the_documentation(finished: Clone, tmp_pa
     assert "not yet" not in page
     assert page.endswith("|\n\nBelow.\n")
     facts = json.loads((tmp_path / "docs/runs/tiny.json").read_text(encoding="utf-8"))
-    picture = facts["pictures"]["figure_tradeoff_toy.png"]
+    picture = facts["pictures"]["figure_tradeoff_tiny.png"]
     # The picture alone leads back to its statement.
-    alone = shutil.copy(tmp_path / "docs/figure_tradeoff_toy.png", tmp_path / "alone.png")
+    alone = shutil.copy(tmp_path / "docs/figure_tradeoff_tiny.png", tmp_path / "alone.png")
     assert picture["request"].encode() in Path(alone).read_bytes()
-    assert (tmp_path / "docs/figure_tradeoff_toy.png").read_bytes() == (
+    assert (tmp_path / "docs/figure_tradeoff_tiny.png").read_bytes() == (
         study / "paper/figure_tradeoff_toy.png"
     ).read_bytes()
     assert not (ROOT / "docs/runs/tiny.csv").exists()

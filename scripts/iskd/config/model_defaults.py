@@ -11,14 +11,11 @@ from typing import Any, get_args
 
 from iskd.config import schema
 from iskd.config.schema import FILLED_IN, GIVEN, FamilyName
+from iskd.data.model_folder import BLOCK_KEYS, COMPRESSED
 from iskd.errors import UserError
 
 # Half of the blocks for three tenths of the parameters, as the paper does in both of its models.
 _BLOCKS_PER_REDUCTION = 5 / 3
-# What saved compressed models call themselves: such a model can be made smaller once more.
-_COMPRESSED = "iskd_"
-# Names that the library's config classes read as the number of blocks.
-_BLOCK_KEYS = ("num_hidden_layers", "n_layer")
 ANY_MODEL = {"model_type": "gpt2", "n_layer": 1}
 """In the place of a model that is named wrongly: the schema shall find nothing else to tell."""
 
@@ -104,7 +101,7 @@ def _filled(where: str, name: str, section: Mapping[str, Any], find: Find) -> di
 
 
 def _family(where: str, config: Mapping[str, Any]) -> str:
-    kind = str(config.get("model_type")).removeprefix(_COMPRESSED)
+    kind = str(config.get("model_type")).removeprefix(COMPRESSED)
     if kind not in get_args(FamilyName):
         raise UserError(
             f"{where}: the model's architecture {kind!r} is not supported; use a decoder of one "
@@ -114,7 +111,7 @@ def _family(where: str, config: Mapping[str, Any]) -> str:
 
 
 def _blocks(where: str, config: Mapping[str, Any]) -> int:
-    for key in _BLOCK_KEYS:
+    for key in BLOCK_KEYS:
         if type(config.get(key)) is int:
             return int(config[key])
     raise UserError(

@@ -640,9 +640,9 @@ class Replacing(Section):
 
     recipe: Literal["best"] | None = Field(
         None,
-        description="best: the block, the start, the objective and (method iskd) the order that "
-        "lost least in docs/ablation.md, wherever compact, objective, warm_start and order are "
-        "left out.",
+        description="best: fills in what is left out of compact, objective, training and "
+        "warm_start. Method iskd without an order: recipe parts, and one rate for all weights; "
+        "else narrow blocks fitted by least squares, in a measured order where none is given.",
     )
     compact: Compact | None = Field(
         None,

@@ -18,7 +18,7 @@ from filelock import FileLock
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from iskd.data.model_folder import MODEL_FILES
+from iskd.data.model_folder import BLOCK_KEYS, MODEL_FILES
 from iskd.errors import UserError
 from iskd.provenance.artifact import canonical_json, write_text
 
@@ -114,7 +114,7 @@ def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
                 config = json.loads(Path(path).read_bytes())
         except _HUB_ERRORS as error:
             raise _fetching(repo, error) from error
-        kept = ("model_type", "num_hidden_layers", "n_layer")
+        kept = ("model_type", *BLOCK_KEYS)
         return {key: config[key] for key in kept if key in config}
 
     return dict(_kept(lock, f"shape:{repo}@{commit}", ask))

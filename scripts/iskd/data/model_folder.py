@@ -21,7 +21,10 @@ MODEL_FILES = (
 INDEX = "model.safetensors.index.json"
 BLOCK = re.compile(r"(?:^|\.)(?:h|layers)\.([0-9]+)\.")
 """What libraries number blocks by in the names of weights: h.3.attn, layers.3.mlp."""
-_BLOCK_COUNTS = ("num_hidden_layers", "n_layer")
+BLOCK_KEYS = ("num_hidden_layers", "n_layer")
+"""Names that the library's config classes read as the number of blocks."""
+COMPRESSED = "iskd_"
+"""What saved compressed models' types begin with: such a model can be made smaller once more."""
 _EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "embed_in.weight")
 _ADAPTER = "adapter_config.json"
 # What a tokenizer can be read from: each of these sets of files is enough.
@@ -143,9 +146,10 @@ def check_model_folder(folder: Path, where: str) -> None:
 def _check_shapes(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], about: str) -> None:
     """Compare what the config says with the weights: the library makes up what is missing."""
     found = {int(block[1]) for name in shapes if (block := BLOCK.search(name))}
-    blocks = next((config[key] for key in _BLOCK_COUNTS if key in config), None)
+    blocks = next((config[key] for key in BLOCK_KEYS if key in config), len(found))
     # Of a model made smaller before, blocks that were left out have no weights.
-    if found and blocks != len(found) and not str(config.get("model_type")).startswith("iskd_"):
+    smaller = str(config.get("model_type")).startswith(COMPRESSED)
+    if found and blocks != len(found) and not smaller:
         raise UserError(
             f"{about}: config.json says {blocks} blocks, and the weights hold {len(found)}; save "
             "the model anew with save_pretrained"

@@ -14,6 +14,8 @@ quarter of the same MLP, say, costs no less than the change did, and begins with
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -269,14 +271,17 @@ class Chooser:
         coarse = self._walk(self.model, self.texts.validation[: self._coarse])
         now = self._measure(coarse, 0, self._blocks[0])
         progress = bar(len(changes), "measuring", unit="change")
-        with coarse.weights_cast_once():
-            for change in sorted(changes, key=lambda change: change.block):
-                with coarse.precisely():
-                    block = self._smaller(change)
-                value = self._measure(coarse, change.block, block)
-                score = self.scores[change.key] = (value - now) / self._saved(change)
-                progress.update()
-                log.info("%s: %.4g nats a million parameters", change.key, 1e6 * score)
+        by_block = attrgetter("block")
+        for _, of_block in groupby(sorted(changes, key=by_block), by_block):
+            # Once a block, so that copies of blocks that were only tried are let go.
+            with coarse.weights_cast_once():
+                for change in of_block:
+                    with coarse.precisely():
+                        block = self._smaller(change)
+                    value = self._measure(coarse, change.block, block)
+                    score = self.scores[change.key] = (value - now) / self._saved(change)
+                    progress.update()
+                    log.info("%s: %.4g nats a million parameters", change.key, 1e6 * score)
         progress.close()
 
     def _cheapest(self, options: Sequence[Change]) -> tuple[Change, nn.Module, float]:
