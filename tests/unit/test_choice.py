@@ -13,7 +13,7 @@ from iskd.errors import UserError
 from iskd.models import ChangedBlocks, NarrowSizes, family_of
 from iskd.models.substitution import block_sizes, settle_blocks
 from iskd.runtime.workdir import WorkFolder
-from iskd.settings import ChangeKind, StartSettings, StepSettings
+from iskd.settings import ChangeKind, SizeRequest, StartSettings, StepSettings
 from iskd.training import parts
 from iskd.training.choice import NEAR, Change, Chooser, Texts, candidates
 from iskd.training.divergence import TeacherAnswers
@@ -117,6 +117,14 @@ def test_a_step_before_the_last_does_not_go_beyond_the_last_ones_budget(
     least = count(teacher) - 5 * teacher.config.hidden_size
     Chooser(model, teacher, TEXTS, ALL).take(count(teacher) - 1, least=least)
     assert least - 2 * teacher.config.hidden_size - 1 <= count(model) < count(teacher)
+
+
+def test_every_steps_budget_ends_where_the_last_one_does(tiny_model: MakeModel) -> None:
+    config = tiny_model("llama", blocks=6).config
+    request = SizeRequest("parts", reduction=0.2, replaced=3)
+    budgets = [parts.Budget.of(config, request, step) for step in (1, 2, 3)]
+    assert {budget.least for budget in budgets} == {budgets[-1].parameters}
+    assert budgets[0].parameters > budgets[1].parameters > budgets[2].parameters
 
 
 def test_scores_of_a_step_before_are_not_measured_again(

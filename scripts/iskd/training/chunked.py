@@ -165,8 +165,7 @@ class _ChunkedLoss(torch.autograd.Function):
                         of_bias += gradient.sum(0)
             if not learning:
                 continue
-            # Of what pads the vocabulary the gradient is 0.
-            room[:, len(weight) :] = 0
+            # What pads the vocabulary has logits of 0 here, which is its gradient, too.
             of_hidden[rows] = room @ used
             # In place, torch's counter of FLOPs would not see it.
             of_weight += room.T @ part
