@@ -368,7 +368,7 @@ def main() -> None:
     set_environment(threads, network=False)
     torch.set_num_threads(threads)
     shapes: tuple[Shape, ...] = SHAPES
-    sizes: tuple[int, ...] = (256, 1024, 4096)
+    sizes: tuple[int, ...] = (512, 2048, 8192)
     if small:
         print("no GPU" if not given.toy else "--toy", end=": ")
         print("toy shapes on a processor; the numbers say nothing about any card\n")

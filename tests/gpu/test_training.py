@@ -1,5 +1,6 @@
 """A training on a GPU: the same bits twice, no waiting, autocast, memory as planned."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -221,17 +222,19 @@ def test_a_vocabulary_is_padded_in_half_precision_and_the_loss_is_the_same(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_is_as_planned(config: Any, precision: Any, checkpointing: bool) -> None:
-    # cuBLAS's own room, and what earlier tests have left, are no part of the plan.
-    square = torch.ones(64, 64, device="cuda")
-    for kind in (torch.float32, torch.bfloat16):
-        square.to(kind) @ square.to(kind)
-    before = torch.cuda.memory_allocated()
-    model = fresh(config)
-    sequences = torch.randint(5000, (24, 256), dtype=torch.int32)
     settings = replace(SETTINGS, batch_size=8, precision=precision, checkpointing=checkpointing)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    fine_tune(model, sequences, settings, seed=1)
+    sequences = torch.randint(5000, (24, 256), dtype=torch.int32)
+    for _ in range(2):
+        # The libraries' own room, taken at the first training, is no part of the plan.
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        model = fresh(config)
+        torch.cuda.reset_peak_memory_stats()
+        fine_tune(model, sequences, settings, seed=1)
+        taken = torch.cuda.max_memory_allocated() - before
+        del model
     plan = plan_memory(config, 8, 256, precision=precision, checkpointing=checkpointing)
+    print(f"{taken / plan.total:.3f}", taken, before, plan)
     # Kernels' own room comes on top: a tenth, as the plan's user can read.
-    assert 0.8 < (torch.cuda.max_memory_allocated() - before) / plan.total < 1.2
+    assert 0.8 < taken / plan.total < 1.2

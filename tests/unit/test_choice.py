@@ -198,3 +198,34 @@ def test_a_resumed_step_makes_the_same_changes_to_the_same_bits(
     mine, theirs = resumed.model.state_dict(), undisturbed.model.state_dict()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_becomes_smaller_is_fitted_to_the_model_before_and_not_to_its_teacher(
+    family: str, tiny_model: MakeModel
+) -> None:
+    """What the model has learnt since is kept: here it has learnt to do without half its MLPs."""
+    teacher, model = tiny_model(family, blocks=3), tiny_model(family, blocks=3, seed=5)
+    adapter = family_of(model.config).adapter
+    half = adapter.mlp_neurons(model.config) // 2
+    with torch.no_grad():
+        for block in family_of(model.config).blocks(model):
+            written = block.get_parameter(f"{adapter.writers[1]}.weight")
+            (written if family == "gpt2" else written.T)[half:] = 0
+        ids = text(4, 3).long()
+        before = model.eval()(ids).logits
+    kept = {name: weight.clone() for name, weight in model.state_dict().items()}
+    chooser = Chooser(model, teacher, TEXTS, ["neurons"])
+    heads = block_sizes(model.config, 0).heads
+    chooser.repeat(
+        [{"block": i, "kind": "neurons", "heads": heads, "mlp": half} for i in range(3)]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, before, rtol=1e-3, atol=1e-4)
+        as_it_was = chooser.before(ids).logits
+    assert torch.equal(as_it_was, before)
+    own = chooser.before.state_dict()
+    assert all(torch.equal(weight, own[name]) for name, weight in kept.items())
+    shared = {id(parameter) for parameter in model.parameters()}
+    head = next(iter(chooser.before.parameters()))
+    assert id(head) in shared  # and takes no memory of its own

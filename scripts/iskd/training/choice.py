@@ -11,6 +11,7 @@ is measured anew, until the lowest figure is a new one. What a change makes poss
 quarter of the same MLP, say, costs no less than the change did, and begins with its figure.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -117,17 +118,25 @@ def candidates(
     return found
 
 
+def _sharing_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy a model's modules, but not its parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
 class Chooser:
     """Takes changes of a model's blocks, one by one, the cheapest by parameter first.
 
     Args:
         model: the model as it is, whole or with narrow blocks; its blocks are swapped in place.
-        teacher: what it is compared with.
+        teacher: what damage is measured against.
         texts: what starts are fitted on and damage is measured on.
         kinds: which changes are candidates.
         known: scores of earlier steps, by block and kind; what is missing is measured.
 
     Attributes:
+        before: the model as it was handed over, whose outputs starts are fitted to: what it has
+            learnt in earlier steps stays. Parameters are shared, so that it costs no memory.
         scores: the damage by parameter saved, in nats, by block and kind, as last measured.
     """
 
@@ -139,7 +148,7 @@ class Chooser:
         kinds: Sequence[ChangeKind],
         known: Mapping[str, float] | None = None,
     ) -> None:
-        self.model, self.teacher = model.eval(), teacher.eval()
+        self.model, self.before = model.eval(), _sharing_weights(model)
         self.texts, self.kinds = texts, kinds
         self.scores = dict(known or {})
         compact = ChangedBlocks.of(model.config).compact
@@ -151,7 +160,7 @@ class Chooser:
         # Whole batches, as answers are kept by the batch.
         self._coarse = min(len(texts.validation), -(-first // texts.batch_size) * texts.batch_size)
         self._own = self._walk(self.model, texts.calibration)
-        self._goal = self._walk(self.teacher, texts.calibration)
+        self._goal = self._walk(self.before, texts.calibration)
         self._way = self._walk(self.model, texts.validation)
         self._divergence: float | None = None
         self._fit: BlockFit | None = None

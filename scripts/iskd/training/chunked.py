@@ -17,8 +17,12 @@ from torch.nn import functional
 
 from iskd.training.row_losses import TeacherDraws, Terms, loss_of_rows
 
-ROWS = 256
-"""Rows, of one position each, that go through the output projection at once."""
+ROWS = 2048
+"""Rows, of one position each, that go through the output projection at once on a GPU.
+
+So many that a product and the passes over its result keep it busy: docs/speed.md has the times of
+other numbers. At 50,000 entries a row they take 2 GB.
+"""
 
 ROWS_ON_CPU = 512
 """The same on a CPU, where the logits' gradients take the place of the logits, in their type."""

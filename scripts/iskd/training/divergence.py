@@ -4,7 +4,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from iskd.training.chunked import ROWS
+ROWS = 256
+"""Positions that go through the output projection at once."""
 
 MOST_ENTRIES = 2**27
 """Entries of the teacher's distributions that are kept, at two bytes each: 256 MB."""
