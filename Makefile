@@ -51,7 +51,7 @@ test-peer: $(STAMP)  ## TESTS=<transformers>/tests: the library's own tests of c
 
 bench-gpu: $(STAMP)  ## on a machine with a GPU, in 8 minutes: tokens per second beside a bare loop, as a table; then tests/gpu
 	$(BIN)/python -m tests.benchmarks.gpu $(BENCH_GPU)
-	timeout 150 $(BIN)/pytest tests/gpu
+	timeout 150 $(BIN)/pytest -n 4 tests/gpu
 
 bench: $(STAMP)  ## evaluation, training, compressed models and the workflow itself, each against something else: under half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.evaluation

@@ -217,9 +217,7 @@ def test_what_becomes_smaller_is_fitted_to_the_model_before_and_not_to_its_teach
     kept = {name: weight.clone() for name, weight in model.state_dict().items()}
     chooser = Chooser(model, teacher, TEXTS, ["neurons"])
     heads = block_sizes(model.config, 0).heads
-    chooser.repeat(
-        [{"block": i, "kind": "neurons", "heads": heads, "mlp": half} for i in range(3)]
-    )
+    chooser.repeat([{"block": i, "kind": "neurons", "heads": heads, "mlp": half} for i in range(3)])
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, before, rtol=1e-3, atol=1e-4)
         as_it_was = chooser.before(ids).logits

@@ -243,12 +243,26 @@ def test_a_reduction_that_the_blocks_do_not_hold_is_refused(here: Path) -> None:
     )
     # An arm may ask for its own.
     study = given_study()
-    arm = {"method": "iskd", "compact": {"recipe": "parts", "reduction": 0.5}}
+    arm = {"method": "iskd", "compact": {"recipe": "narrow", "reduction": 0.5}}
     own = load_study(study.model_dump() | {"arms": {"mine": arm}}, "my.yaml")
     with pytest.raises(
         UserError, match=r"^my\.yaml: arms\.mine\.compact\.reduction: reduction 0\.5"
     ):
         check(own)
+
+
+def test_recipe_parts_changes_any_block_however_few_the_steps(here: Path) -> None:
+    put_model(here)
+    arm = {"method": "iskd", "compact": {"recipe": "parts", "reduction": 0.5}}
+    raw = given_study(steps=1).model_dump() | {"arms": {"mine": arm}}
+    check(load_study(raw, "my.yaml"))
+    arm["compact"] = {"recipe": "parts", "reduction": 0.9}
+    with pytest.raises(UserError) as caught:
+        check(load_study(raw, "my.yaml"))
+    assert str(caught.value) == (
+        "my.yaml: arms.mine.compact.reduction: reduction 0.9 cannot be reached by making 4 blocks "
+        "smaller, which hold 80.0% of the model; ask for less"
+    )
 
 
 def test_what_an_arm_takes_over_from_its_teachers_section_is_refused_too(here: Path) -> None:

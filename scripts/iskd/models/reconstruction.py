@@ -3,9 +3,9 @@
 Attention and MLP apart. A unit counts for what it writes into the residual stream on given text:
 the norm of its activations times that of its outgoing weights, as in Wanda (arXiv 2306.11695).
 What is left is refitted by ridge regression, the attention's output projection first and then the
-MLP's, until the block's output is as near as can be to the teacher's own, on the inputs that the
-block has in the model as it is. The ridge is chosen on rows that no fit has seen: plain least
-squares fits a small calibration text too well (arXiv 2510.07782).
+MLP's, until the block's output is as near as can be to that which it had in the model before the
+step, on the inputs that it has in the model as it is. The ridge is chosen on rows that no fit has
+seen: plain least squares fits a small calibration text too well (arXiv 2510.07782).
 """
 
 from collections.abc import Sequence
@@ -87,8 +87,8 @@ class BlockFit:
         now: its sizes.
         index: its number.
         config: of a model around it, the teacher's or a smaller one's.
-        calls: what the block is handed in the model as it is; ``output`` is what the teacher's
-            own block gives on the same text.
+        calls: what the block is handed in the model as it is; ``output`` is what it is to
+            give on the same text: what it gave in the model before the step.
         half: run blocks under bfloat16 autocast; the fits stay in float32 and float64.
 
     Attributes:
