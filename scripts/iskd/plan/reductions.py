@@ -69,31 +69,32 @@ def check_reductions(
             continue
         for key, request in _requests(study, trainings, name):
             assert request.reduction is not None  # noqa: S101 - only such are given
-            if request.recipe == "parts":
-                # Any block may change at any step.
-                request = replace(request, replaced=block_count(teacher))
-            reachable = request.replaced * weights.block / weights.whole
+            # With recipe parts any block may change at any step.
+            parts = request.recipe == "parts"
+            blocks = block_count(teacher) if parts else request.replaced
+            reachable = blocks * weights.block / weights.whole
             where = f"{file}: {key}"
             if request.reduction >= reachable and not weights.estimated:
-                raise UserError(f"{where}: {out_of_reach(request, reachable)}")
-            if request.recipe != "parts" and request.reduction > _NEAR * reachable:
+                raise UserError(f"{where}: {out_of_reach(request, blocks, reachable)}")
+            if not parts and request.reduction > _NEAR * reachable:
                 try:
                     _count(teacher, folders.get(name), request)
                 except UserError as error:
                     raise UserError(f"{where}: {error}") from None
 
 
-def out_of_reach(request: SizeRequest, reachable: float) -> str:
+def out_of_reach(request: SizeRequest, blocks: int, reachable: float) -> str:
     """Say that a reduction is more than the replaced blocks hold.
 
     Args:
         request: what is asked for.
+        blocks: how many are made smaller.
         reachable: the share of the model's parameters that these blocks hold.
     """
     if request.recipe == "parts":
-        how, more = f"making {request.replaced} blocks smaller", ""
+        how, more = f"making {blocks} blocks smaller", ""
     else:
-        how, more = f"replacing {request.replaced} blocks", "replace more blocks (steps, order) or "
+        how, more = f"replacing {blocks} blocks", "replace more blocks (steps, order) or "
     return (
         f"reduction {request.reduction:g} cannot be reached by {how}, which hold {reachable:.1%} "
         f"of the model; {more}ask for less"
