@@ -353,6 +353,9 @@ class _Writer:
                         "memory": (0.5 + 0.4 * left + 0.01 * size) / (0.9 + 0.01 * size),
                     }
                     yield _range(f"{name}_b{size}_ratio", whole[name], spread)
+        if arm != "teacher":
+            yield _plain("efficiency", "draft_acceptance", 0.3 + 0.5 * left, 8)
+            yield _range("draft_ratio", 0.6 + 0.2 * left, 0.1)
         if seed is not None:
             yield _plain("cost", "device_hours", 0.4 * step * (1 + draw.gauss(0, 0.02)))
             if self.energy:

@@ -1,14 +1,18 @@
 """Speed and memory: what is called when, and what is made of it. No time is claimed here."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from iskd.data.corpus import train_tokenizer
 from iskd.evaluation import efficiency
+from iskd.evaluation.drafting import drafting_records
 from iskd.evaluation.efficiency import Load, measure, summarise
+from iskd.serving.speculation import PROMPTS
 
 LOAD = Load((1, 2), 6, 3, repeats=3, warmup=1, seed=1)
 
@@ -105,3 +109,34 @@ def test_the_profiler_sees_what_is_allocated() -> None:
             pass
     assert 4000 in seen
     assert -4000 in seen
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(list(PROMPTS), vocabulary=300, length=128)
+
+
+def test_a_draft_is_one_record_more_and_two_numbers(tokenizer: PreTrainedTokenizerFast) -> None:
+    torch.manual_seed(0)
+    shape = {"n_positions": 128, "n_embd": 16, "n_head": 2, "vocab_size": len(tokenizer)}
+    draft, teacher = (GPT2LMHeadModel(GPT2Config(**shape, n_layer=n)).eval() for n in (1, 3))
+    (row,) = drafting_records(copy.deepcopy(teacher), teacher, tokenizer, LOAD, 2)
+    found = summarise([row])["model"]
+    assert found["draft_acceptance"].value == 1.0
+    assert found["draft_acceptance"].n == len(PROMPTS)
+    ratio = found["draft_ratio"]
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert 0 < ratio.low <= ratio.value <= ratio.high
+    assert list(summarise([row])["teacher"]) == []
+    (row,) = drafting_records(draft, teacher, tokenizer, LOAD, 2)
+    assert row["same"] == len(PROMPTS)
+
+
+def test_a_model_without_room_for_the_prompts_is_no_draft(
+    tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = model(1)  # of 16 positions
+    with caplog.at_level("WARNING"):
+        assert drafting_records(small, small, tokenizer, LOAD, 2) == []
+    assert "not measured as a draft: the built-in prompts: prompt " in caplog.text

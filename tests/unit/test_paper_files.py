@@ -76,6 +76,12 @@ def test_speed_and_costs_stand_beside_size(tables: tuple[pd.DataFrame, pd.DataFr
     assert row["model/parameters"] < one(needs, arm="teacher")["model/parameters"]
     assert row["efficiency/decode_b1_ratio"] < 1
     assert row["efficiency/decode_b1_ratio/low"] <= row["efficiency/decode_b1_ratio"]
+    assert 0.3 < row["efficiency/draft_acceptance"] < 0.8
+    heads = [(column.group, column.head) for column in efficiency_columns(needs)]
+    assert heads[-2:] == [("As a draft", "% accepted"), ("As a draft", "×")]
+    other = measurements[~measurements["metric"].str.startswith("draft")]
+    groups = [column.group for column in efficiency_columns(efficiency_table(metrics, other))]
+    assert "As a draft" not in groups
     costs = costs_table(metrics, measurements)
     assert one(costs, arm="iskd")["cost/device_hours"] > 0
     assert pd.isna(one(costs, arm="teacher")["training/tokens"])

@@ -829,6 +829,11 @@ class Efficiency(Section):
         7, description="Measurements; their median counts, the smallest and largest are its range."
     )
     warmup: Positive = Field(2, description="Measurements before these, which do not count.")
+    draft_tokens: Positive | None = Field(
+        None,
+        description="Have each model draft for its teacher, too (speculative decoding), so many "
+        "tokens at a time, one text at once; left out, not tried.",
+    )
     seed: Seed = Field(17, description="Seed of the tokens that are read.")
 
 

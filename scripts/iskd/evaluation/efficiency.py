@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MODEL, TEACHER = "model", "teacher"
-PREFILL, DECODE, MEMORY = "prefill", "decode", "memory"
+PREFILL, DECODE, MEMORY, DRAFT = "prefill", "decode", "memory", "draft"
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,16 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Metri
     Returns:
         for "teacher" and "model" the metrics `prefill_b<B>` and `decode_b<B>` (tokens/s) and
         `memory_b<B>` (bytes); for "model" also `<metric>_ratio`, model / teacher, of times the
-        median over the pairs of one repeat
+        median over the pairs of one repeat. Where it was tried as a draft, also
+        `draft_acceptance`, the share of its tokens that the teacher kept, and `draft_ratio`, the
+        teacher's speed with it over that without
     """
     found: dict[str, dict[str, Metric]] = {TEACHER: {}, MODEL: {}}
+    drafts = [record for record in records if record["phase"] == DRAFT]
+    for record in drafts:
+        acceptance = Metric(record["acceptance"], None, record["prompts"])
+        found[MODEL] |= {"draft_acceptance": acceptance, "draft_ratio": Metric(**record["ratio"])}
+    records = [record for record in records if record["phase"] != DRAFT]
     sizes = dict.fromkeys(record["batch_size"] for record in records)
     for size in sizes:
         for phase in (PREFILL, DECODE):

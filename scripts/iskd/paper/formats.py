@@ -53,6 +53,8 @@ _FACTS = {
     ("model", "replaced_block"): Quantity("block replaced last", decimals=0),
     ("training", "tokens"): Quantity("training tokens", decimals=0),
     ("training", "flops"): Quantity("training FLOPs", scientific=True),
+    ("efficiency", "draft_acceptance"): Quantity("tokens accepted of a draft", "%", 100.0, 1),
+    ("efficiency", "draft_ratio"): Quantity("speed with it as a draft", "×", decimals=2),
     ("cost", "device_hours"): Quantity("device hours", "h"),
     ("cost", "evaluation_hours"): Quantity("hours of evaluation", "h"),
     ("cost", "energy"): Quantity("energy", "kJ", 1e-3),

@@ -17,7 +17,9 @@ EFFICIENCY_NOTE = (
     "bfloat16 or float16) unless save_precision says otherwise. FLOPs/token: of a forward pass, "
     "computed. Memory, prefill and decoding are measured, teacher and model in turn in the same "
     "job; × is the median of the paired ratios model / teacher, in brackets the smallest and the "
-    "largest repeat. A speed above 1 is faster than the teacher, memory below 1 is less."
+    "largest repeat. A speed above 1 is faster than the teacher, memory below 1 is less. As a "
+    "draft: the model writes ahead and the teacher keeps what it would have written itself; the "
+    "share that it kept, and its speed over that without a draft, one text at once."
 )
 """What the columns of `efficiency_table` mean."""
 
@@ -49,6 +51,7 @@ _FACT_HEADS = {
     "evaluation_hours": "Evaluation hours",
     "energy": "Energy",
 }
+_DRAFT = (("efficiency", "draft_acceptance"), ("efficiency", "draft_ratio"))
 _KINDS = {"memory": "memory", "prefill": "prefill", "decode": "decoding"}
 
 
@@ -70,7 +73,8 @@ def efficiency_table(metrics: pd.DataFrame, measurements: pd.DataFrame) -> pd.Da
         Columns study, teacher, arm, step, seeds, `model/parameters`, `model/checkpoint_bytes`,
         `model/flops_per_token` (means over seeds), then for each batch size B and what was
         measured, `efficiency/memory_b<B>` (bytes), `prefill_b<B>`, `decode_b<B>` (tokens/s), each
-        with `/low` and `/high`, and the same of `..._ratio`. What was not measured is missing.
+        with `/low` and `/high`, and the same of `..._ratio`; where models were tried as drafts,
+        also `efficiency/draft_acceptance` and `draft_ratio`. What was not measured is missing.
     """
     names = [
         (_EFFICIENCY, f"{kind}_b{size}{suffix}")
@@ -78,6 +82,8 @@ def efficiency_table(metrics: pd.DataFrame, measurements: pd.DataFrame) -> pd.Da
         for kind in _KINDS
         for suffix in ("", "_ratio")
     ]
+    if (measurements["metric"] == "draft_ratio").any():
+        names += _DRAFT
     return _wide(metrics, measurements, _FACTS, names, ends=True)
 
 
@@ -141,7 +147,21 @@ def efficiency_columns(frame: pd.DataFrame) -> list[Column]:
         own = frame["arm"] == TEACHER_ARM
         cells = ["1" if o and c == MISSING else c for o, c in zip(own, cells, strict=True)]
         columns.append(Column(group, "×", "", cells))
-    return columns
+    return columns + _draft_columns(frame)
+
+
+def _draft_columns(frame: pd.DataFrame) -> list[Column]:
+    """Give the columns about models as drafts, where there are any."""
+    accepted, speed = (f"{task}/{metric}" for task, metric in _DRAFT)
+    if speed not in frame:
+        return []
+    kept = quantity(*_DRAFT[0])
+    rows = zip(frame[speed], frame[f"{speed}/low"], frame[f"{speed}/high"], strict=True)
+    ratios = [with_interval(*row, quantity(*_DRAFT[1])) for row in rows]
+    return [
+        Column("As a draft", f"{kept.unit} accepted", "", [kept.text(v) for v in frame[accepted]]),
+        Column("As a draft", "×", "", ratios),
+    ]
 
 
 def costs_columns(frame: pd.DataFrame) -> list[Column]:

@@ -189,7 +189,10 @@ class StudyJobs:
         """Parameters of ``measure_efficiency``; its seed is a parameter of its own."""
         assert self.study.evaluation.efficiency is not None  # noqa: S101 - else no such job
         return {
-            "load": self.study.evaluation.efficiency.model_dump(exclude={"seed"}),
+            # Without a draft the key is left out, so that what was measured before it stays.
+            "load": self.study.evaluation.efficiency.model_dump(
+                exclude={"seed"}, exclude_none=True
+            ),
             "precision": self.study.evaluation.precision,
         }
 
