@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from iskd.config import check_data_files, check_fetched_corpus, load_study, model_notes
 from iskd.config.as_meant import as_meant
+from iskd.config.model_checks import check_given_model
 from iskd.config.schema import Study
 from iskd.data.language import english_share, not_english
 from iskd.data.texts import write_texts
@@ -223,6 +224,64 @@ def test_a_plan_says_whether_a_model_has_a_chat_template(here: Path) -> None:
     # What is broken is the business of the check before it, and of the job that reads it.
     (model / "model.safetensors").write_bytes(b"")
     assert model_notes(study, "f") == []
+
+
+CONFIG = {"model_type": "llama", "num_hidden_layers": 4, "vocab_size": 8}
+TOKENIZER = {"model": {"vocab": {f"t{n}": n for n in range(8)}}}
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "teacher", "expected"),
+    [
+        ({}, {}, {}, None),
+        ({}, {"model": {"vocab": [["a", 0.0]] * 8}}, {}, None),
+        ({}, {"model": {"type": "another"}}, {}, None),
+        (
+            {},
+            {"added_tokens": [{"id": 8}]},
+            {},
+            ".folder: the tokenizer in data/model has a token 8, and config.json says a vocabulary "
+            "of 8; save the tokenizer of this model there, or resize the model's embeddings",
+        ),
+        (
+            {"model_type": "mistral"},
+            {},
+            {},
+            ".family: llama, and config.json says mistral; leave the key out",
+        ),
+        (
+            {},
+            {},
+            {"blocks": 3},
+            ".blocks: 3, and config.json says 4; leave the key out",
+        ),
+        (
+            {"max_position_embeddings": 16},
+            {},
+            {},
+            "corpus.block_length: 64, and the model of teachers.toy takes 16 tokens (config.json); "
+            "ask for no more",
+        ),
+    ],
+)
+def test_a_model_that_is_another_than_the_config_says_is_refused(
+    here: Path,
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
+    teacher: dict[str, Any],
+    expected: str | None,
+) -> None:
+    model = put_model(here)
+    (model / "config.json").write_text(json.dumps(CONFIG | config))
+    (model / "tokenizer.json").write_text(json.dumps(TOKENIZER | tokenizer))
+    study = given_study(**teacher)
+    if expected is None:
+        check_given_model(study, "toy", Path("data"), "my.yaml")
+        return
+    with pytest.raises(UserError) as caught:
+        check_given_model(study, "toy", Path("data"), "my.yaml")
+    where = "my.yaml: " if expected.startswith("corpus") else "my.yaml: teachers.toy"
+    assert str(caught.value) == where + expected
 
 
 # --- a reduction out of reach ---------------------------------------------------------------

@@ -15,8 +15,8 @@ from iskd.config import schema
 from iskd.config.as_meant import as_meant
 from iskd.config.checks import Checks
 from iskd.config.corpus_rules import check_stories
+from iskd.config.model_checks import check_given_model
 from iskd.config.schema import FileCorpus, FileTask, FileText, FolderTeacher, Study
-from iskd.data.model_folder import check_model_folder, config_of_gguf
 from iskd.data.row_kinds import read_rows
 from iskd.data.rows import read_any_rows
 from iskd.data.texts import read_texts
@@ -273,7 +273,8 @@ def check_data_files(study: Study, file: str) -> None:
     for key, name in models:
         if not _is((folder / name).is_file):
             raise UserError(f"{file}: {key}: {name} is not there; put it into {folder}")
-    _check_models(study, folder, file)
+    for name in study.teachers:
+        check_given_model(study, name, folder, file)
     stories: list[str] = []
     whole = isinstance(study.corpus, FileCorpus)
     for key, name, kind in wanted:
@@ -296,17 +297,6 @@ def check_data_files(study: Study, file: str) -> None:
             raise UserError(f"{file}: {key}: {error}") from None
     if whole:
         check_stories(study, stories, file)
-
-
-def _check_models(study: Study, folder: Path, file: str) -> None:
-    """Look at every model in a local folder."""
-    for name, teacher in study.teachers.items():
-        if isinstance(teacher, FolderTeacher):
-            where, place = f"{file}: teachers.{name}", folder / teacher.folder
-            if teacher.gguf is None:
-                check_model_folder(place, f"{where}.folder")
-            else:
-                config_of_gguf(place / teacher.gguf, f"{where}.gguf")
 
 
 def put_stand_ins(study: Study) -> None:
