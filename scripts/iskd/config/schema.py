@@ -292,7 +292,7 @@ class Compact(Section):
         None,
         description="How the block starts: paper; zero_up: as a plain skip; pca and least_squares: "
         "from the teacher's activations; teacher (narrow only): the strongest heads and neurons; "
-        "refit (parts only): those that write most, refitted to its output. "
+        "refit (parts only): those that write most, refitted to the block's output. "
         "Left out, paper (narrow: teacher, parts: refit).",
     )
     calibration: Positive = Field(
