@@ -5,11 +5,11 @@ from iskd.runtime.job import run_rule
 with run_rule() as job:
     import torch
 
-    from iskd.evaluation.drafting import drafting_records
     from iskd.evaluation.efficiency import MODEL, Load, measure, summarise
     from iskd.evaluation.results import write_result
     from iskd.models.folder import load_model, load_tokenizer
     from iskd.provenance.artifact import json_lines
+    from iskd.serving.drafting import drafting_records
 
     precision = getattr(torch, job.params["precision"])
     settings = dict(job.params["load"])

@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from iskd.data.corpus import train_tokenizer
 from iskd.evaluation import efficiency
-from iskd.evaluation.drafting import drafting_records
 from iskd.evaluation.efficiency import Load, measure, summarise
+from iskd.serving.drafting import drafting_records
 from iskd.serving.speculation import PROMPTS
 
 LOAD = Load((1, 2), 6, 3, repeats=3, warmup=1, seed=1)

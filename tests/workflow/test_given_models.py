@@ -35,7 +35,9 @@ def clone(tmp_path: Path) -> Clone:
     (clone.folder / "data/corpus.jsonl").write_text(text, encoding="utf-8")
     path = clone.folder / "config/compress.yaml"
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not line.strip().startswith("revision:")]
+    # Without a commit, and with as many steps as follow from the model.
+    left_out = ("revision:", "steps:")
+    kept = [line for line in lines if not line.strip().startswith(left_out)]
     path.write_text("\n".join(kept).replace("openai-community/gpt2", "a/b"), encoding="utf-8")
     return clone
 
