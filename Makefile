@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What would make `make test` longer than a quarter of an hour.
-LONG := tests/workflow/test_contributing.py tests/workflow/test_module.py
+LONG := $(addprefix tests/workflow/test_,contributing.py module.py offline.py reruns.py)
 # Tests run side by side, each with one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES) --dist loadfile
 
@@ -28,7 +28,7 @@ real: $(STAMP)  ## a real model, SmolLM2-135M, on real text: under two hours on 
 test: $(STAMP) lint  ## run all fast tests, and the whole workflow on the smallest study
 	$(PYTEST) $(LONG:%=--ignore=%)
 
-test-study: $(STAMP)  ## the embedded study without any network; all arms; several processes; a model of one's own; a module; CONTRIBUTING's lists
+test-study: $(STAMP)  ## the embedded study without any network; all arms; reruns; several processes; a model of one's own; a module; CONTRIBUTING's lists
 	$(PYTEST) tests/integration $(LONG)
 
 test-audit: $(STAMP)  ## faults injected into a finished study, each found; signatures, exports, reproduction
