@@ -403,6 +403,22 @@ def test_only_the_headline_may_be_evaluated() -> None:
     assert [m.step for m in study.models.trained() if m.arm == "iskd"] == [1, 2, 3]
 
 
+def test_an_arm_may_be_run_with_fewer_seeds_than_the_study() -> None:
+    study = of({"seeds": [3, 4, 5], "arms.iskd.seeds": [5, 3]})
+    for models in (study.models.trained(), study.models.evaluated()):
+        seeds = {
+            arm: sorted({model.seed for model in models if model.arm == arm and model.seed})
+            for arm in study.study.arms
+        }
+        assert seeds.pop("iskd") == [3, 5]
+        assert all(own == [3, 4, 5] for own in seeds.values())
+    # What fewer seeds do not ask for leaves the parameters of what is there alone.
+    whole = of({"seeds": [3, 4, 5]})
+    for model in study.models.trained():
+        if model.arm != "iskd":
+            assert study.trainings.baseline(model) == whole.trainings.baseline(model)
+
+
 def test_a_reference_row_stands_beside_its_teacher() -> None:
     hub = {key: TINY["teachers"]["toy"][key] for key in ("family", "order")}
     hub |= {"source": "hub", "model": "a/b", "blocks": 3}

@@ -80,7 +80,7 @@ def plans():
         for teacher in STUDY.teachers
         for name, arm in STUDY.arms.items()
         if isinstance(arm, Replacing)
-        for seed in STUDY.seeds
+        for seed in PLAN.models.seeds(arm)
     ]
 
 

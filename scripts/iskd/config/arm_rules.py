@@ -15,10 +15,15 @@ from iskd.config.schema import (
     Replacing,
     Teacher,
     TheseusArm,
+    TrainedArm,
 )
 from iskd.evaluation.results import TEACHER_ARM
 
 PUBLISHED_FAMILIES = ("gpt2", "phi")
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _recipe(arm: Replacing, teacher: Teacher) -> str:
@@ -38,10 +43,29 @@ class ArmRules(BlockRules):
             self._objective(f"arms.{name}.objective", objective, arm)
         if isinstance(arm, HubArm):
             self._reference_row(name, arm)
+        if isinstance(arm, TrainedArm):
+            self._seeds(f"arms.{name}.seeds", arm.seeds or self.study.seeds)
         if isinstance(arm, IskdArm | OneShotArm | TheseusArm):
             self._replacing(name, arm)
         if isinstance(arm, BaselineArm):
             self._baseline(name, arm)
+
+    def _seeds(self, key: str, own: list[int]) -> None:
+        """Check that an arm's seeds are the study's, and that the first one is there."""
+        seeds = self.study.seeds
+        if len(set(own)) != len(own):
+            self.fail(key, "the same seed stands here twice; each may stand once")
+        for seed in own:
+            if seed not in seeds:
+                self.fail(
+                    key, f"{seed} is none of the study's seeds ({_listed(seeds)}); add it there"
+                )
+        if seeds[0] not in own:
+            self.fail(
+                key,
+                f"the study's first seed, {seeds[0]}, is missing, which speed and generation are "
+                f"measured with; add it",
+            )
 
     def _objective(self, key: str, objective: Objective, arm: Arm) -> None:
         if not objective.next_token + objective.kl + objective.hidden:

@@ -635,7 +635,17 @@ class HubText(Section):
 Text = Annotated[ToyText | FileText | HubText, Field(discriminator="source")]
 
 
-class Replacing(Section):
+class TrainedArm(Section):
+    """What all arms share that train something."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = Field(
+        None,
+        description="Run this arm with these of the study's seeds only, the first one among them; "
+        "left out, with all.",
+    )
+
+
+class Replacing(TrainedArm):
     """What all arms that put compact blocks into the teacher can set."""
 
     recipe: Literal["best"] | None = Field(
@@ -684,7 +694,7 @@ class IskdArm(Replacing):
     )
 
 
-class BaselineArm(Section):
+class BaselineArm(TrainedArm):
     """What the arms share that are compared with an ISKD arm, at its parameters and tokens."""
 
     reference: Name | None = Field(

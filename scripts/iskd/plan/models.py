@@ -19,6 +19,7 @@ from iskd.config.schema import (
     Study,
     TeacherTunedArm,
     TheseusArm,
+    TrainedArm,
 )
 from iskd.evaluation.results import TEACHER_ARM
 
@@ -80,7 +81,7 @@ class StudyModels:
                     continue
                 found += [
                     ModelId(teacher, name, seed, step)
-                    for seed in self.study.seeds
+                    for seed in self.seeds(arm)
                     for step in self.evaluated_steps(teacher, arm)
                 ]
         return found
@@ -92,7 +93,7 @@ class StudyModels:
             for teacher in self.study.teachers
             for name, arm in self.study.arms.items()
             if not isinstance(arm, HubArm)
-            for seed in self.study.seeds
+            for seed in self.seeds(arm)
             for step in self.arm_steps(teacher, arm)
         ]
 
@@ -105,6 +106,10 @@ class StudyModels:
     def substituted(self) -> list[ModelId]:
         """List the evaluated models that one more block was replaced in."""
         return [model for model in self.evaluated() if self.producer(model) == "substitute_block"]
+
+    def seeds(self, arm: TrainedArm) -> list[int]:
+        """List the seeds that an arm is run with, in the study's order."""
+        return [seed for seed in self.study.seeds if seed in (arm.seeds or self.study.seeds)]
 
     def arm_steps(self, teacher: str, arm: Arm) -> list[int]:
         """List the steps at which an arm gives a model."""
