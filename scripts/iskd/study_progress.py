@@ -192,7 +192,7 @@ class StudyProgress(logging.Handler):
         self.failed = [other for other in self.failed if other.name != job.name]
         if self.shown == "jobs" and job.rule not in TARGETS:
             count = f"{self.done}".rjust(len(str(self.total)))
-            self._say(_cut(f"{count}/{self.total} {in_words(took):>6}  {job.name}", WIDTH))
+            self._say(cut(f"{count}/{self.total} {in_words(took):>6}  {job.name}", WIDTH))
 
     def _job_error(self, event: Mapping[str, Any]) -> None:
         job = self._running.pop(event["jobid"], None)
@@ -215,12 +215,12 @@ class StudyProgress(logging.Handler):
         """Say how far the study is, in one line of so many columns."""
         status, now = self._status(), [job.name for job in list(self._running.values())]
         if not now:
-            return _cut(status, width)
+            return cut(status, width)
         more = f" and {len(now) - 1} more" if len(now) > 1 else ""
         room = width - len(f"{status}; running: {more}")
         if room < _LEAST:
-            return _cut(f"{status}; {len(now)} running", width)
-        return f"{status}; running: {_cut(now[0], room)}{more}"
+            return cut(f"{status}; {len(now)} running", width)
+        return f"{status}; running: {cut(now[0], room)}{more}"
 
     def block(self, width: int) -> list[str]:
         """Give the lines at the bottom of a terminal: the study's, and one per job that runs."""
@@ -232,11 +232,11 @@ class StudyProgress(logging.Handler):
         for job in running[: _MOST if len(running) <= _MOST else _MOST - 1]:
             note = notes.get(job.name)
             said = note.as_text() if note else in_words(time.monotonic() - job.started)
-            lines.append(f"  {_cut(job.name, width - len(said) - 5)}  {said}")
+            lines.append(f"  {cut(job.name, width - len(said) - 5)}  {said}")
         if len(running) > _MOST:
             lines.append(f"  and {len(running) - _MOST + 1} more")
         # A line as wide as the terminal would make some of them go on in the next row.
-        return [_cut(line, width - 1) for line in lines]
+        return [cut(line, width - 1) for line in lines]
 
     def _status(self) -> str:
         left = self.seconds_left()
@@ -301,7 +301,7 @@ def _of_snakemake(logs: Collection[str]) -> list[str]:
     return found
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """Leave out the middle of what is too long for a line."""
     if len(text) <= width:
         return text

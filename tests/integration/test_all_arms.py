@@ -206,7 +206,7 @@ def test_a_change_of_one_arm_reruns_that_arm(
     assert old in before
     try:
         config.write_text(before.replace(old, new))
-        ran = done.snakemake("-n", *CALL)
+        ran = done.snakemake("-n", "--verbose", *CALL)
     finally:
         config.write_text(before)
     planned = ran.stdout + ran.stderr

@@ -80,7 +80,7 @@ def test_another_number_of_gpus_remakes_nothing(shared: Clone) -> None:
 def test_a_scheduler_gets_gpus_and_processes(clone: Clone) -> None:
     # The one kind of training that the study leaves out, to save its tests the time.
     clone.edit(FILE, "arms:", "arms:\n  teacher_tuned: {method: teacher_tuned, reference: paper}")
-    done = with_gpus(clone, 2).snakemake("-n", "--configfile", FILE, "-c", "2")
+    done = with_gpus(clone, 2).snakemake("-n", "--verbose", "--configfile", FILE, "-c", "2")
     printed = done.stdout + done.stderr
     planned = re.findall(r"^rule (\w+):.*?^    resources: ([^\n]*)", printed, re.M | re.S)
     trains = {rule for rule, resources in planned if "gpu=2, processes=2" in resources}

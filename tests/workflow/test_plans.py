@@ -34,7 +34,7 @@ def test_embedded_study_plans(clone: Clone) -> None:
 
 
 def test_the_auditors_plan_is_snakemakes(clone: Clone) -> None:
-    done = clone.snakemake("-n", "--configfile", "tests/config/tiny.yaml")
+    done = clone.snakemake("-n", "--verbose", "--configfile", "tests/config/tiny.yaml")
     outputs = re.findall(r"^    output: (.*)$", done.stdout + done.stderr, re.MULTILINE)
     written = {name for line in outputs for name in line.split(", ")}
     manifests = {name for name in written if name.endswith("/manifest.json")}

@@ -28,7 +28,7 @@ SMALL = ("--configfile", "config/config.yaml")
 
 
 def dry_run(clone: Clone, *arguments: str, **environment: str) -> str:
-    done = clone.snakemake("--profile", "slurm", "-n", *arguments, **environment)
+    done = clone.snakemake("--profile", "slurm", "-n", "--verbose", *arguments, **environment)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed[-3000:]
     return printed

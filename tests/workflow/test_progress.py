@@ -24,3 +24,17 @@ def test_a_failed_job_ends_in_what_matters(tmp_path: Path) -> None:
     ours = [line for line in lines if line.startswith(("study ", "1/3", "2/3"))]
     assert max(len(line) for line in ours) <= 80
     assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_is_a_line_per_job(tmp_path: Path) -> None:
+    clone = make_clone(tmp_path / "clone")
+    done = clone.snakemake("-n", *TINY)
+    lines = done.stderr.splitlines()
+    planned = [line for line in lines if line.endswith(("  output missing", "  input made anew"))]
+    assert len({line.split("  ")[0] for line in planned}) == len(planned)
+    (total,) = [line.split()[1] for line in lines if line.startswith("total ")]
+    assert int(total) == len(planned)
+    assert max(map(len, planned)) <= 80
+    assert len(lines) - len(planned) < 50
+    whole = clone.snakemake("-n", "--verbose", *TINY)
+    assert len(whole.stderr.splitlines()) > 8 * len(planned)

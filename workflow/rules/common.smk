@@ -46,6 +46,7 @@ from iskd.provenance.times import settle_times
 from iskd.runtime.locks import read_holder, take_lock
 from iskd.runtime.tracking import check_packages
 from iskd.runtime.workdir import sweep
+from iskd.planned_jobs import PlannedJobs
 from iskd.progress import NOTES
 from iskd.screen import is_terminal
 from iskd.study_progress import SHOW, StudyProgress, how_much, is_routine
@@ -273,11 +274,23 @@ def follow_snakemake():
                 handler.addFilter(lambda record: not is_routine(record))
 
 
+def list_planned():
+    """Show a line per job of a dry run; --verbose has files, reasons and resources."""
+    output = workflow.output_settings
+    quiet = output.verbose or output.debug_dag or output.quiet
+    if PROGRESS.shown != "nothing" and not quiet:
+        for handler in logging.getLogger("snakemake.logging").handlers:
+            if handler.name == "DefaultStreamHandler":
+                handler.addFilter(PlannedJobs())
+
+
 if workflow.is_main_process:
     if "ISKD_PLAN_ONLY" not in os.environ:
         check_reductions()
     # A workflow that has this one as a module has jobs of its own to tell of.
-    if not (workflow.output_settings.dryrun or MODULE is not None):
+    if MODULE is None and workflow.output_settings.dryrun:
+        list_planned()
+    elif MODULE is None:
         follow_snakemake()
     tidy_results()
 
