@@ -7,7 +7,7 @@ are optional in the config, too.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 Precision = Literal["float32", "bfloat16"]
@@ -45,6 +45,16 @@ class TrainingSettings:
     micro_batch: int | None = None
     checkpointing: bool = False
     compile: bool = False
+    fused: bool = False
+
+    def as_parameter(self) -> dict[str, Any]:
+        """Give a rule's parameter ``training``.
+
+        A key that came later is left out where it is not set, so that it changes no parameter of
+        what was trained before.
+        """
+        own = asdict(self)
+        return own if self.fused else {key: own[key] for key in own if key != "fused"}
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

@@ -166,6 +166,25 @@ def test_a_compact_block_that_cannot_be_trained_is_a_bug() -> None:
         published_groups(model, [nn.Linear(1, 1)], SETTINGS)
 
 
+def test_one_pass_over_the_weights_rounds_otherwise_and_learns_the_same() -> None:
+    names: list[Literal["adam", "adamw"]] = ["adam", "adamw"]
+    for name in names:
+        torch.manual_seed(0)
+        start, moved = torch.randn(50, 40), []
+        steps = [torch.randn(50, 40) for _ in range(5)]
+        for fused in (False, True):
+            weight = nn.Parameter(start.clone())
+            groups = [{"params": [weight], "lr": 0.1, "weight_decay": 0.5}]
+            optimizer = make_optimizer(groups, replace(SETTINGS, optimizer=name, fused=fused))
+            assert bool(optimizer.defaults["fused"]) == (fused or torch.cuda.is_available())
+            for step in steps:
+                weight.grad = step.clone()
+                optimizer.step()
+            moved.append(weight.detach())
+        torch.testing.assert_close(*moved, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(moved[0], start)
+
+
 def test_adam_adds_decay_to_the_gradient_and_adamw_takes_it_off_the_weight() -> None:
     moved = {}
     names: list[Literal["adam", "adamw"]] = ["adam", "adamw"]

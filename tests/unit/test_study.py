@@ -540,6 +540,16 @@ def test_a_baseline_leaves_out_what_its_reference_leaves_out() -> None:
     assert of({}).trainings.baseline(ModelId("toy", "l1", 3, 2))["validation"] == 0
 
 
+def test_a_fused_update_is_a_parameter_of_those_trainings_alone_that_ask_for_it() -> None:
+    model = ModelId("toy", "teacher_tuned", 3, 2)
+    asked = of({"arms.teacher_tuned.training": {"fused": True}}).trainings
+    assert asked.baseline(model)["training"]["fused"]
+    other = ModelId("toy", "l1", 3, 2)
+    assert asked.baseline(other) == of({}).trainings.baseline(other)
+    assert "fused" not in asked.baseline(other)["training"]
+    assert of({f"{TOY}.training.fused": True}).trainings.baseline(other)["training"]["fused"]
+
+
 def test_how_many_gpus_a_training_takes_is_no_parameter_of_it() -> None:
     """Finished models are not made anew because the next ones take more GPUs."""
     one, two = of({}), of({f"{TOY}.gpus": 2, f"{TOY}.parallel": "fsdp"})

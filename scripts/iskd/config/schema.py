@@ -112,6 +112,11 @@ class Fitting(Section):
         description="Compile the blocks, for each of their shapes once (torch.compile): faster "
         "after a minute or less, with other roundings. Not with method theseus or fsdp.",
     )
+    fused: bool = Field(
+        False,
+        description="Bring all weights up to date in one pass on a CPU, too (PyTorch's fused "
+        "kernel, which a GPU always has): several times faster, with other roundings.",
+    )
 
 
 class Training(Fitting):
@@ -172,6 +177,7 @@ class BaselineOverride(Section):
         None, description="As in the teacher's settings."
     )
     warmup: Share | None = Field(None, description="As in the teacher's settings.")
+    fused: bool | None = Field(None, description="As in the teacher's settings.")
 
 
 class TrainingOverride(BaselineOverride):

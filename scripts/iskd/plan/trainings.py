@@ -148,7 +148,7 @@ class StudyTrainings:
         last = model.step == step_count(self.study.teachers[model.teacher])
         return {
             "block": None if order is None else order[model.step - 1],
-            "training": asdict(self.training(model.teacher, model.arm)),
+            "training": self.training(model.teacher, model.arm).as_parameter(),
             "as_published": arm.as_published,
             "validation": self._validation(model),
             # The next step trains on weights that no rounding has touched.
@@ -173,7 +173,9 @@ class StudyTrainings:
         theirs = self.training(model.teacher, reference.arm)
         own = self.training(model.teacher, model.arm)
         return {
-            "training": asdict(replace(own, epochs=theirs.epochs, sequences=theirs.sequences)),
+            "training": replace(
+                own, epochs=theirs.epochs, sequences=theirs.sequences
+            ).as_parameter(),
             "validation": self._validation(reference),
         }
 
@@ -269,7 +271,7 @@ class StudyTrainings:
         return {
             "family": settings.family,
             "architecture": settings.architecture.model_dump(),
-            "training": asdict(training),
+            "training": training.as_parameter(),
             "save_precision": settings.save_precision,
         }
 

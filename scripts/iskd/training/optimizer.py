@@ -91,9 +91,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Make Adam (decay added to the gradient) or AdamW (decay taken off the weight).
 
-    On a GPU all parameters are brought up to date by one kernel.
+    On a GPU all parameters are brought up to date by one kernel, on a CPU where this is asked for.
     """
     kinds: dict[str, type[torch.optim.Adam]]
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    fused = torch.cuda.is_available() or None
+    fused = torch.cuda.is_available() or settings.fused or None
     return kinds[settings.optimizer](groups, betas=(0.9, settings.beta2), fused=fused)
