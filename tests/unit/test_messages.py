@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 
 from iskd.config import check_data_files, check_fetched_corpus, load_study, model_notes
-from iskd.config.as_meant import as_meant
+from iskd.config.as_meant import as_meant, in_plain_words
 from iskd.config.model_checks import check_given_model
 from iskd.config.schema import Study
 from iskd.data.language import english_share, not_english
@@ -56,15 +56,40 @@ def test_a_value_is_shown_as_it_was_meant(kind: str, value: object, meant: str |
 
 
 @pytest.mark.parametrize(
+    ("said", "plain"),
+    [
+        ("Input should be a valid boolean, unable to interpret input", "true or false"),
+        ("Input should be a valid integer, got a number with a fractional part", "a whole number"),
+        (
+            "Input should be a valid dictionary or object to extract fields from",
+            "a section with keys of its own",
+        ),
+        ("Input should be greater than or equal to 3", "at least 3"),
+        ("Input should be greater than 0", "more than 0"),
+        ("Input should be 'a' or 'b'", "'a' or 'b'"),
+    ],
+)
+def test_the_schemas_library_is_not_heard(said: str, plain: str) -> None:
+    assert in_plain_words(said) == f"it should be {plain}"
+
+
+def test_what_is_too_short_or_too_long_is_said_in_plain_words() -> None:
+    empty = in_plain_words("List should have at least 1 item after validation, not 0")
+    assert empty == "it should have at least one entry"
+    long = in_plain_words("String should have at most 80 characters")
+    assert long == "it should have at most 80 characters"
+
+
+@pytest.mark.parametrize(
     ("edit", "line"),
     [
         (
             lambda raw: raw.update(seeds=17),
-            "my.yaml: seeds: 17 does not fit; it should be a valid list: [17] (Every arm is run",
+            "my.yaml: seeds: 17 does not fit; it should be a list: [17] (Every arm is run",
         ),
         (
             lambda raw: raw["teachers"]["toy"].update(compact={"reduction": "30%"}),
-            "my.yaml: teachers.toy.compact.reduction: '30%' does not fit; it should be a valid "
+            "my.yaml: teachers.toy.compact.reduction: '30%' does not fit; it should be a "
             "number: 0.3 (1 - parameters",
         ),
     ],

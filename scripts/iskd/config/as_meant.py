@@ -1,6 +1,36 @@
-"""What somebody meant who wrote a value in the wrong form."""
+"""What a value in the wrong form probably meant, and what would be right, in plain words."""
 
 import re
+
+# What pydantic says, and the words of a config's documentation for it.
+_WORDS = (
+    (r"^Input should be ", ""),
+    (r" after validation, not 0$", ""),
+    (r"^(?:List|Dictionary|String) should have ", "it should have "),
+    (r"^it should have at least 1 item$", "it should have at least one entry"),
+    (r"^a valid dictionary( or .*)?$", "a section with keys of its own"),
+    (r"^a valid integer.*$", "a whole number"),
+    (r"^a valid number.*$", "a number"),
+    (r"^a valid string$", "text"),
+    (r"^a valid list$", "a list"),
+    (r"^a valid boolean.*$", "true or false"),
+    (r"greater than or equal to", "at least"),
+    (r"less than or equal to", "at most"),
+    (r"^greater", "more"),
+)
+
+
+def in_plain_words(message: str) -> str:
+    """Say what a value should be.
+
+    Args:
+        message: pydantic's.
+    """
+    words = message.rstrip(".")
+    for pattern, plain in _WORDS:
+        words = re.sub(pattern, plain, words)
+    words = words[:1].lower() + words[1:]
+    return words if words.startswith("it should") else f"it should be {words}"
 
 
 def as_meant(kind: str, value: object) -> str | None:

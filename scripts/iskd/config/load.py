@@ -1,20 +1,15 @@
 """Check a config before anything runs; every finding is one line with file, key and remedy."""
 
-import difflib
 import os
-import re
-import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
-from iskd.config import schema
-from iskd.config.as_meant import as_meant
 from iskd.config.checks import Checks
 from iskd.config.corpus_rules import check_stories
+from iskd.config.findings import first_finding, shown
 from iskd.config.model_checks import check_given_model
 from iskd.config.schema import FileCorpus, FileTask, FileText, FolderTeacher, Study
 from iskd.data.row_kinds import read_rows
@@ -30,134 +25,6 @@ CHECK_AT_START_BYTES = 64 * 2**20
 MOST_LAYERS = 12
 MOST_VALUES = 100_000
 LARGEST = 10**308
-
-_PATTERN_REMEDIES = {
-    schema.Name: "use lower-case letters, digits, '-' and '_' only, starting with a letter or "
-    "digit",
-    schema.Commit: "give the commit's 40 hexadecimal digits (no branch, no tag), or leave the key "
-    "out and `prefetch` locks the commit it finds",
-    schema.HubId: "give a hub id such as openai-community/gpt2",
-    schema.GgufFile: "give the name of a file that ends in .gguf, without a folder",
-    schema.DataFile: "give a file below data_folder, without '..' and not absolute",
-    schema.Line: "give one line of characters that can be seen",
-    schema.DataFolder: "give a folder below the working directory without '..', or $NAME for the "
-    "folder that the environment variable NAME holds",
-}
-
-
-def _pattern_of(annotated: Any) -> str:
-    return str(get_args(annotated)[1].pattern)
-
-
-_REMEDY_OF_PATTERN = {_pattern_of(kind): text for kind, text in _PATTERN_REMEDIES.items()}
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Give every section class that a field's annotation mentions outside of a mapping."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Union, types.UnionType, Annotated, list):
-        for part in get_args(annotation):
-            yield from _sections(part)
-
-
-def _dict_value(annotation: Any) -> Any | None:
-    """Give the value type of a ``dict[...]`` annotation (perhaps inside ``Annotated``)."""
-    if get_origin(annotation) is Annotated:
-        return _dict_value(get_args(annotation)[0])
-    if get_origin(annotation) is dict:
-        return get_args(annotation)[1]
-    return None
-
-
-def _tag_of(section: type[BaseModel], key: str) -> str | None:
-    field = section.model_fields.get(key)
-    return get_args(field.annotation)[0] if field is not None else None
-
-
-class _Place:
-    """One place of the config, found by walking pydantic's location through the schema.
-
-    pydantic puts the tag of a tagged union into the location, and the type of a plain union's
-    member (``list[...]``); a reader has no such key in the file, so both are left out of ``path``.
-    """
-
-    _NO_KEY = re.compile(r"\[key\]|(list|literal)\[.*\]")
-
-    def __init__(self, location: tuple[int | str, ...]) -> None:
-        self.path: list[str] = []
-        self.section: type[BaseModel] | None = Study
-        self.description = ""
-        mapping: Any | None = None
-        candidates: list[type[BaseModel]] = []
-        for part in location:
-            if self._NO_KEY.fullmatch(str(part)):
-                continue
-            if candidates:
-                tagged = [
-                    c for c in candidates if part in (_tag_of(c, "source"), _tag_of(c, "method"))
-                ]
-                self.section, candidates = (tagged[0], []) if tagged else (candidates[0], [])
-                if tagged:
-                    continue
-            self.path.append(str(part))
-            if mapping is not None:
-                annotation, mapping = mapping, None
-            else:
-                field = self.section.model_fields.get(str(part)) if self.section else None
-                if field is None:
-                    continue  # a place in a list
-                self.description = field.description or ""
-                annotation = field.annotation
-                mapping = _dict_value(annotation)
-            sections = list(_sections(annotation))
-            if len(sections) > 1:
-                candidates = sections
-            elif sections:
-                self.section = sections[0]
-
-    @property
-    def key(self) -> str:
-        return ".".join(self.path) or "(top level)"
-
-
-def _say(error: ErrorDetails) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "extra_forbidden":
-        # An unknown key may be called what pydantic calls a place that is none.
-        *above, own = error["loc"]
-        place = _Place(tuple(above))
-        known = list(place.section.model_fields) if place.section else []
-        near = difflib.get_close_matches(str(own), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"{'.'.join([*place.path, str(own)])}: unknown key; {hint}"
-    place = _Place(error["loc"])
-    if kind == "missing":
-        about = place.description.rstrip(".")
-        return f"{place.key}: missing; add it{f' ({about})' if about else ''}"
-    if kind == "union_tag_not_found":
-        tag = str(context["discriminator"]).strip("'")
-        return f"{place.key}.{tag}: missing; it decides which keys belong here"
-    if kind == "union_tag_invalid":
-        tag = str(context["discriminator"]).strip("'")
-        given = _shown(context["tag"])
-        return f"{place.key}.{tag}: {given} is unknown; use {context['expected_tags']}"
-    given = _shown(error["input"])
-    if kind == "string_pattern_mismatch":
-        remedy = _REMEDY_OF_PATTERN.get(str(context["pattern"]), "use letters, digits, '_', '-'")
-        return f"{place.key}: {given} is not allowed here; {remedy}"
-    message = error["msg"].replace("Input should be", "it should be").rstrip(".")
-    if isinstance(error["input"], dict | list):
-        given = "this"
-    meant = as_meant(kind, error["input"])
-    message += f": {meant}" if meant else ""
-    about = f" ({place.description.rstrip('.')})" if place.description else ""
-    return f"{place.key}: {given} does not fit; {message[0].lower()}{message[1:]}{about}"
-
-
-def _shown(value: Any) -> str:
-    given = repr(value)
-    return given if len(given) <= 60 else given[:57] + "..."
 
 
 def refuse_outsize(raw: Any, file: str) -> None:
@@ -187,7 +54,7 @@ def refuse_outsize(raw: Any, file: str) -> None:
                     isinstance(name, str) and name.isprintable() and 1 <= len(name.strip()) <= 64
                 ):
                     raise UserError(
-                        f"{file}: {key}: {_shown(name)} is no key; use 1 to 64 characters that "
+                        f"{file}: {key}: {shown(name)} is no key; use 1 to 64 characters that "
                         "can be seen, and quotes around a number, a date, yes or no"
                     )
             inner = list(value.items())
@@ -210,15 +77,7 @@ def load_study(raw: Mapping[str, Any], file: str) -> Study:
     try:
         study = Study.model_validate(raw)
     except ValidationError as error:
-        found = error.errors(include_url=False)
-        # The members of a union find fault with the same key, each on its own.
-        others = len({_Place(error["loc"]).key for error in found}) - 1
-        more = f" (and {others} more)" if others else ""
-        # A key that is misspelled says more than that it is missing.
-        unknown = [e for e in found if e["type"] == "extra_forbidden"]
-        beside = [e for e in unknown if e["loc"][:-1] == found[0]["loc"][:-1]]
-        first = beside[0] if beside and found[0]["type"] == "missing" else found[0]
-        raise UserError(f"{file}: {_say(first)}{more}") from None
+        raise UserError(f"{file}: {first_finding(error)}") from None
     Checks(study, file).run()
     return study
 
