@@ -287,6 +287,19 @@ TOKENIZER = {"model": {"vocab": {f"t{n}": n for n in range(8)}}}
             "corpus.block_length: 64, and the model of teachers.toy takes 16 tokens (config.json); "
             "ask for no more",
         ),
+        (
+            {"num_attention_heads": 4, "intermediate_size": 16},
+            {},
+            {"compact": {"recipe": "narrow", "heads": 4, "mlp": 16}},
+            None,
+        ),
+        (
+            {"num_attention_heads": 4, "intermediate_size": 16},
+            {},
+            {"compact": {"recipe": "narrow", "heads": 2, "mlp": 17}},
+            ".compact.mlp: 17, and a block of teachers.toy has 16, of which recipe narrow keeps "
+            "some; ask for less",
+        ),
     ],
 )
 def test_a_model_that_is_another_than_the_config_says_is_refused(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iskd.config.schema import FolderTeacher, Study
+from iskd.config.schema import FolderTeacher, Replacing, Study
 from iskd.data.model_folder import (
     BLOCK_KEYS,
     COMPRESSED,
@@ -17,6 +17,8 @@ from iskd.errors import UserError
 
 # Names that the library's config classes read as the longest text.
 _POSITIONS = ("max_position_embeddings", "n_positions")
+# The same of what recipe narrow keeps some of, by the config's key.
+_KEPT = {"heads": ("num_attention_heads", "n_head"), "mlp": ("intermediate_size", "n_inner")}
 
 
 def check_given_model(study: Study, name: str, data: Path, file: str) -> None:
@@ -30,7 +32,8 @@ def check_given_model(study: Study, name: str, data: Path, file: str) -> None:
 
     Raises:
         UserError: the folder cannot be used (see :func:`check_model_folder`), or the config says
-            another family or number of blocks than the model's, or longer sequences than it takes.
+            another family or number of blocks than the model's, longer sequences than it takes, or
+            narrow blocks that are wider than its own.
     """
     teacher = study.teachers[name]
     if not isinstance(teacher, FolderTeacher):
@@ -58,6 +61,28 @@ def check_given_model(study: Study, name: str, data: Path, file: str) -> None:
             f"{file}: corpus.block_length: {study.corpus.block_length}, and the model of "
             f"teachers.{name} takes {positions} tokens ({source}); ask for no more"
         )
+    _check_narrow(study, name, found, f"{file}: ")
+
+
+def _check_narrow(study: Study, name: str, config: Mapping[str, Any], file: str) -> None:
+    """Check that blocks of recipe narrow have no more heads and neurons than the model's own.
+
+    Raises:
+        UserError: some have.
+    """
+    wanted = {f"teachers.{name}": study.teachers[name].compact}
+    for arm, settings in study.arms.items():
+        if isinstance(settings, Replacing) and settings.compact is not None:
+            wanted[f"arms.{arm}"] = settings.compact
+    for where, compact in wanted.items():
+        for key, names in _KEPT.items():
+            asked = getattr(compact, key)
+            own = next((config[n] for n in names if type(config.get(n)) is int), None)
+            if compact.recipe == "narrow" and own is not None and (asked or 0) > own:
+                raise UserError(
+                    f"{file}{where}.compact.{key}: {asked}, and a block of teachers.{name} has "
+                    f"{own}, of which recipe narrow keeps some; ask for less"
+                )
 
 
 def _check_tokenizer(config: Mapping[str, Any], folder: Path, where: str) -> None:
