@@ -69,6 +69,7 @@ def test_a_model_that_cannot_be_made_smaller(hub: HubStandin, clone: Clone) -> N
 
 def test_no_network(clone: Clone) -> None:
     done = clone.snakemake("-n", *CONFIG, **asking("http://127.0.0.1:9"))
+    assert "Retrying" not in done.stderr
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "config/compress.yaml" in line]
     assert "family and blocks are left out, so the hub is asked: a/b could not be fetched" in line

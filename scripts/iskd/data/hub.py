@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 from filelock import FileLock
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, get_session, hf_hub_url, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from iskd.data.model_folder import BLOCK_KEYS, MODEL_FILES
 from iskd.errors import UserError
 from iskd.provenance.artifact import canonical_json, write_text
 
 log = logging.getLogger("iskd.hub")
+
+# Seconds that the hub has to answer while a study is planned.
+_PATIENCE = 20
 
 RepoKind = Literal["model", "dataset"]
 
@@ -34,7 +37,7 @@ _HUB_ERRORS = cast(
 
 def _newest_commit(repo: str, kind: RepoKind) -> str:
     try:
-        sha = HfApi().repo_info(repo, repo_type=kind).sha
+        sha = HfApi().repo_info(repo, repo_type=kind, timeout=_PATIENCE).sha
     except _HUB_ERRORS as error:
         raise _fetching(repo, error) from error
     if not sha:
@@ -108,10 +111,12 @@ def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
     commit = locked_revision(repo, "model", revision, lock)
 
     def ask() -> dict[str, Any]:
+        # Asked once: a plan that cannot reach the hub says so now, and not after five tries.
+        url = hf_hub_url(repo, "config.json", revision=commit)
         try:
-            with TemporaryDirectory() as folder:
-                path = hf_hub_download(repo, "config.json", revision=commit, local_dir=folder)
-                config = json.loads(Path(path).read_bytes())
+            answer = get_session().get(url, headers=build_hf_headers(), timeout=_PATIENCE)
+            hf_raise_for_status(answer)
+            config = answer.json()
         except _HUB_ERRORS as error:
             raise _fetching(repo, error) from error
         kept = ("model_type", *BLOCK_KEYS)
