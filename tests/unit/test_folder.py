@@ -185,6 +185,18 @@ def test_a_fetched_model_must_be_what_the_config_says(
         adopt_model(tmp_path, family="gpt2", blocks=4)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_fetched_model_has_weights_that_are_numbers(
+    tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast, value: float
+) -> None:
+    model = tiny_model("gpt2")
+    with torch.no_grad():
+        model.get_parameter("transformer.h.1.ln_1.weight")[3] = value
+    save_model(model, tokenizer, tmp_path)
+    with pytest.raises(UserError, match=r"are damaged: transformer\.h\.1\.ln_1\.weight holds"):
+        adopt_model(tmp_path, family="gpt2", blocks=3)
+
+
 def test_a_fetched_model_needs_an_end_token(
     tmp_path: Path, tiny_model: MakeModel, tokenizer: PreTrainedTokenizerFast
 ) -> None:

@@ -530,7 +530,9 @@ class TaskBase(Section):
         "of lm-eval; left out, the task's own name.",
     )
     rows: Positive | None = Field(
-        None, description="Rows to evaluate on, drawn from the seed; left out, all of them."
+        None,
+        description="Rows to evaluate on, drawn from the seed; left out, or where there are fewer, "
+        "all of them.",
     )
     seed: Seed = Field(17, description="Seed of that draw.")
 

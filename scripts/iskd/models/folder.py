@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import distributed
 from transformers import (
@@ -135,7 +136,8 @@ def adopt_model(folder: Path, *, family: str, blocks: int) -> int:
         its number of parameters
 
     Raises:
-        UserError: another architecture or number of blocks than the config says.
+        UserError: another architecture or number of blocks than the config says, or weights that
+            are no finite numbers.
     """
     config = load_config(folder)
     found = family_of(config).name
@@ -152,7 +154,24 @@ def adopt_model(folder: Path, *, family: str, blocks: int) -> int:
             "into a folder and name that (source: folder), or choose another model"
         )
     _settle_files(folder)
+    _check_finite(folder)
     return parameter_count(config)
+
+
+def _check_finite(folder: Path) -> None:
+    """Check that all weights are numbers, before hours of training with them.
+
+    Raises:
+        UserError: some are not.
+    """
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - this is no dictionary
+                if not weights.get_tensor(name).isfinite().all():
+                    raise UserError(
+                        f"the model's weights are damaged: {name} holds infinite values or such "
+                        "that are no numbers (NaN); fetch or save the model again"
+                    )
 
 
 def adopt_reference(folder: Path, *, teacher: Path) -> int:
