@@ -209,7 +209,9 @@ def _export(args: argparse.Namespace) -> int:
 def _trace(args: argparse.Namespace) -> int:
     from iskd.audit.trace import as_page, as_text, study_of, trace, trace_number
 
-    is_number = args.file.startswith("\\")
+    # A shell takes the backslash off a macro that stands in no quotes.
+    is_macro = args.file.startswith("iskd") and args.file.isalpha()
+    is_number = args.file.startswith("\\") or (is_macro and not Path(args.file).exists())
     study = args.study or (None if is_number else study_of(Path(args.file)))
     if study is None:
         raise UserError(f"{args.file}: it lies in no study; name one with --study results/<study>")

@@ -656,6 +656,8 @@ def test_a_number_is_traced_to_the_evaluations_it_is_the_mean_of(
     results: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = ["--study", str(results.folder)]
+    assert main(["trace", "iskdToyIskdCbtContextAcc", *study]) == 0
+    capsys.readouterr()
     assert main(["trace", "\\iskdToyIskdCbtContextAcc", *study]) == 0
     out = capsys.readouterr().out
     assert f"+- {ANSWERS}\n" in out
