@@ -11,7 +11,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -30,6 +30,7 @@ from iskd.training.optimizer import make_optimizer, parameter_groups
 from tests.benchmarks.timing import begin, spread
 
 SKIPPED = 2
+FUSED = "step, fused update"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Case:
     batch: int
     length: int
     steps: int
-    kinds: tuple[str, ...] = ("pretraining of all weights", "step", "step with KL")
+    kinds: tuple[str, ...] = ("pretraining of all weights", "step", FUSED, "step with KL")
 
 
 CASES = (
@@ -65,7 +66,7 @@ CASES = (
         batch=1,
         length=96,
         steps=6,
-        kinds=("step", "step with KL"),  # nobody pretrains it on a processor
+        kinds=("step", FUSED, "step with KL"),  # nobody pretrains it on a processor
     ),
 )
 
@@ -98,6 +99,7 @@ def table(case: Case, rounds: int, peak: float) -> list[str]:
     ways: dict[str, tuple[bool, Objective]] = {
         "pretraining of all weights": (False, next_token_loss),
         "step": (True, next_token_loss),
+        FUSED: (True, next_token_loss),
         "step with KL": (True, Mixture(weights, teacher)),
     }
 
@@ -113,10 +115,11 @@ def table(case: Case, rounds: int, peak: float) -> list[str]:
             # What ran before leaves memory behind, so that each goes first in turn.
             for is_ours in (True, False) if number % 2 else (False, True):
                 model, new = fresh(substituted)
+                settings = replace(settings_of(case), fused=name == FUSED)
                 if is_ours:
-                    ours[name].append(steps_of_ours(model, new, sequences, case, objective))
+                    ours[name].append(steps_of_ours(model, new, sequences, settings, objective))
                 else:
-                    bare[name].append(steps_of_bare(model, new, sequences, case, objective))
+                    bare[name].append(steps_of_bare(model, new, sequences, settings, objective))
     lines = []
     for name, (substituted, objective) in ways.items():
         seconds = [step for step, _ in ours[name]]
@@ -128,9 +131,10 @@ def table(case: Case, rounds: int, peak: float) -> list[str]:
         setup = statistics.median(other for _, other in ours[name])
         share = f"{flops * speed / peak:.0%}"
         lines.append(f"{name} | {speed:,.0f} | {spread(ratios)} | {share} | {setup:.2f}")
-    plain, kl = ([step for step, _ in ours[name]] for name in ("step", "step with KL"))
-    costs = spread(b / a for a, b in zip(plain, kl, strict=True))
-    lines.append(f"a step with KL, in steps without | | {costs} | |")
+    for name, words in (("step with KL", "a step with KL"), (FUSED, "a step with a fused update")):
+        plain, other = ([step for step, _ in ours[kind]] for kind in ("step", name))
+        costs = spread(b / a for a, b in zip(plain, other, strict=True))
+        lines.append(f"{words}, in steps without | | {costs} | |")
     return lines
 
 
@@ -152,7 +156,11 @@ def settings_of(case: Case) -> TrainingSettings:
 
 
 def steps_of_ours(
-    model: PreTrainedModel, new: Any, sequences: torch.Tensor, case: Case, objective: Objective
+    model: PreTrainedModel,
+    new: Any,
+    sequences: torch.Tensor,
+    settings: TrainingSettings,
+    objective: Objective,
 ) -> tuple[float, float]:
     """Train as the workflow does.
 
@@ -164,7 +172,7 @@ def steps_of_ours(
     fine_tune(
         model,
         sequences,
-        settings_of(case),
+        settings,
         seed=1,
         compact=[] if new is None else [new],
         objective=objective,
@@ -172,11 +180,15 @@ def steps_of_ours(
     )
     whole = time.perf_counter() - started
     step = _median_step(begun)
-    return step, whole - step * case.steps
+    return step, whole - step * len(begun)
 
 
 def steps_of_bare(
-    model: PreTrainedModel, new: Any, sequences: torch.Tensor, case: Case, objective: Objective
+    model: PreTrainedModel,
+    new: Any,
+    sequences: torch.Tensor,
+    settings: TrainingSettings,
+    objective: Objective,
 ) -> float:
     """Train with nothing around it.
 
@@ -185,12 +197,12 @@ def steps_of_bare(
     """
     begun: list[float] = []
     forward: Callable[..., torch.Tensor] = objective if objective is not next_token_loss else _plain
-    settings = settings_of(case)
     groups = parameter_groups(model, [] if new is None else [new], settings)
     optimizer = make_optimizer(groups, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / case.steps)
+    steps = len(sequences) // settings.batch_size
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / steps)
     model.train()
-    for batch in sequences[torch.randperm(len(sequences))].long().split(case.batch):
+    for batch in sequences[torch.randperm(len(sequences))].long().split(settings.batch_size):
         begun.append(time.perf_counter())
         loss = forward(model, {"input_ids": batch})
         loss.backward()
