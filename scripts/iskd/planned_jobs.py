@@ -22,6 +22,8 @@ _REASONS = (
     ("Input files updated by another job", "input made anew"),
 )
 _LAST = len(_REASONS) - 1
+# The code of a rule is a parameter of it, of 16 digits (`iskd.provenance.fingerprint`).
+_CODE_ALONE = re.compile(r"before: '[0-9a-f]{16}' now: '[0-9a-f]{16}' *(?:$|;)")
 
 
 class PlannedJobs(logging.Filter):
@@ -62,6 +64,8 @@ def short_reason(reason: str) -> str:
     Args:
         reason: as Snakemake gives it.
     """
+    if _CODE_ALONE.search(reason):
+        reason = reason.replace("Params have changed", "Code has changed")
     found = [
         words
         for number, (start, words) in enumerate(_REASONS)

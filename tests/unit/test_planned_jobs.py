@@ -8,6 +8,11 @@ import pytest
 
 from iskd.planned_jobs import PlannedJobs, short_reason
 
+CHANGED = (
+    "Params have changed since last execution: Union of exclusive params before and now across "
+    "all output:"
+)
+
 
 @pytest.mark.parametrize(
     ("reason", "words"),
@@ -19,6 +24,9 @@ from iskd.planned_jobs import PlannedJobs, short_reason
             "Updated input files: b; Params have changed since last execution: x:\n  1; 2",
             "parameters changed, input changed",
         ),
+        (f"{CHANGED} before: '8bf24ca57f22f999' now: 'ce74981b3255773b' ", "code changed"),
+        (f"{CHANGED} before: 3 now: 4", "parameters changed"),
+        (f"{CHANGED} before: 3, '8bf24ca57f22f999' now: 'ce74981b3255773b'", "parameters changed"),
         ("Forced execution", "forced"),
         ("Finished (was: Missing output files: a)", "output missing"),
         # A file's name is no reason.
