@@ -157,29 +157,27 @@ def test_a_wrong_name_is_left_to_the_schema(here: Path, name: Any) -> None:
 def test_the_hub_is_queried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, fetched = tmp_path / "hub.lock.json", []
 
-    def fetch(repo: str, name: str, *, revision: str, local_dir: str) -> str:
-        fetched.append((repo, name, revision))
-        path = Path(local_dir, name)
-        path.write_text(json.dumps({**LLAMA, "hidden_size": 3}))
-        return str(path)
+    def fetch(repo: str, commit: str) -> dict[str, Any]:
+        fetched.append((repo, commit))
+        return {**LLAMA, "hidden_size": 3}
 
-    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(hub, "_read_config", fetch)
     raw = config(source="hub", model="a/b", revision=COMMIT)
     with pytest.raises(UserError, match="left out and not known; add them"):
         complete(raw, "f", lambda _: lock, ask=False)
     first = complete(raw, "f", lambda _: lock, ask=True)
     assert complete(raw, "f", lambda _: lock, ask=False) == first
-    assert fetched == [("a/b", "config.json", COMMIT)]
+    assert fetched == [("a/b", COMMIT)]
     teacher = load_study(first, "f").teachers["model"]
     assert isinstance(teacher, HubTeacher)
     assert (teacher.family, teacher.blocks) == ("llama", 10)
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(*_: Any, **__: Any) -> str:
+    def session() -> Any:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(hub, "get_session", session)
     raw = config(source="hub", model="a/b", revision=COMMIT)
     with pytest.raises(UserError, match=r"family and blocks are left out.*no route to host"):
         complete(raw, "f", lambda _: tmp_path / "lock", ask=True)

@@ -55,7 +55,7 @@ CASES: dict[str, tuple[Config, Edit, tuple[str, ...]]] = {
     "negative rate": (
         TINY,
         put("teachers", "toy", "pretraining", "learning_rate", -0.1),
-        ("teachers.toy.pretraining.learning_rate", "greater than 0"),
+        ("teachers.toy.pretraining.learning_rate", "more than 0"),
     ),
     "block that does not exist": (
         TINY,

@@ -29,7 +29,8 @@ def test_a_failed_job_ends_in_what_matters(tmp_path: Path) -> None:
 def test_a_dry_run_is_a_line_per_job(tmp_path: Path) -> None:
     clone = make_clone(tmp_path / "clone")
     done = clone.snakemake("-n", *TINY)
-    lines = done.stderr.splitlines()
+    # Where Snakemake's own list of a dry run goes.
+    lines = done.stdout.splitlines()
     planned = [line for line in lines if line.endswith(("  output missing", "  input made anew"))]
     assert len({line.split("  ")[0] for line in planned}) == len(planned)
     (total,) = [line.split()[1] for line in lines if line.startswith("total ")]
@@ -37,4 +38,4 @@ def test_a_dry_run_is_a_line_per_job(tmp_path: Path) -> None:
     assert max(map(len, planned)) <= 80
     assert len(lines) - len(planned) < 50
     whole = clone.snakemake("-n", "--verbose", *TINY)
-    assert len(whole.stderr.splitlines()) > 8 * len(planned)
+    assert len(whole.stdout.splitlines()) > 8 * len(planned)

@@ -281,7 +281,7 @@ def list_planned():
     if PROGRESS.shown != "nothing" and not quiet:
         for handler in logging.getLogger("snakemake.logging").handlers:
             if handler.name == "DefaultStreamHandler":
-                handler.addFilter(PlannedJobs())
+                handler.addFilter(PlannedJobs(handler.stream))
 
 
 if workflow.is_main_process:

@@ -111,18 +111,22 @@ def locked_shape(repo: str, revision: str | None, lock: Path) -> dict[str, Any]:
     commit = locked_revision(repo, "model", revision, lock)
 
     def ask() -> dict[str, Any]:
-        # Asked once: a plan that cannot reach the hub says so now, and not after five tries.
-        url = hf_hub_url(repo, "config.json", revision=commit)
-        try:
-            answer = get_session().get(url, headers=build_hf_headers(), timeout=_PATIENCE)
-            hf_raise_for_status(answer)
-            config = answer.json()
-        except _HUB_ERRORS as error:
-            raise _fetching(repo, error) from error
+        config = _read_config(repo, commit)
         kept = ("model_type", *BLOCK_KEYS)
         return {key: config[key] for key in kept if key in config}
 
     return dict(_kept(lock, f"shape:{repo}@{commit}", ask))
+
+
+def _read_config(repo: str, commit: str) -> dict[str, Any]:
+    # Asked once: a plan that cannot reach the hub says so now, and not after five tries.
+    url = hf_hub_url(repo, "config.json", revision=commit)
+    try:
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=_PATIENCE)
+        hf_raise_for_status(answer)
+        return dict(answer.json())
+    except _HUB_ERRORS as error:
+        raise _fetching(repo, error) from error
 
 
 def _read_lock(lock: Path) -> dict[str, Any]:
