@@ -115,7 +115,7 @@ class Fitting(Section):
     fused: bool = Field(
         False,
         description="Bring all weights up to date in one pass on a CPU, too (PyTorch's fused "
-        "kernel, which a GPU always has): several times faster, with other roundings.",
+        "kernel, which a GPU always has): a third of that time, with other roundings.",
     )
 
 
