@@ -8,8 +8,7 @@ from typing import TextIO
 from iskd.progress import job_name
 from iskd.study_progress import WIDTH, cut, is_routine
 
-# Beginnings of Snakemake's reasons, and what is said of them, in the order of their weight. What
-# a job before it makes anew changes a job only where nothing else does.
+# Beginnings of Snakemake's reasons, and what is said of them, in the order of their weight.
 _REASONS = (
     ("Params have changed", "parameters changed"),
     ("Code has changed", "code changed"),
@@ -19,9 +18,9 @@ _REASONS = (
     ("Incomplete output files", "output incomplete"),
     ("Missing output files", "output missing"),
     ("Forced execution", "forced"),
-    ("Input files updated by another job", "input made anew"),
 )
-_LAST = len(_REASONS) - 1
+# Said only where nothing else is.
+_MADE_ANEW = ("Input files updated by another job", "input made anew")
 # The code of a rule is a parameter of it, of 16 digits (`iskd.provenance.fingerprint`).
 _CODE_ALONE = re.compile(r"before: '[0-9a-f]{16}' now: '[0-9a-f]{16}' *(?:$|;)")
 
@@ -66,11 +65,7 @@ def short_reason(reason: str) -> str:
     """
     if _CODE_ALONE.search(reason):
         reason = reason.replace("Params have changed", "Code has changed")
-    found = [
-        words
-        for number, (start, words) in enumerate(_REASONS)
-        if re.search(rf"(?:^|; |\(was: ){start}", reason) and number < _LAST
-    ]
-    if not found and _REASONS[_LAST][0] in reason:
-        found = [_REASONS[_LAST][1]]
+    found = [words for start, words in _REASONS if re.search(rf"(?:^|; |\(was: ){start}", reason)]
+    if not found and _MADE_ANEW[0] in reason:
+        found = [_MADE_ANEW[1]]
     return ", ".join(found) or reason.split(":", maxsplit=1)[0].lower()

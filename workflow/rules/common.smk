@@ -277,8 +277,8 @@ def follow_snakemake():
 def list_planned():
     """Show a line per job of a dry run; --verbose has files, reasons and resources."""
     output = workflow.output_settings
-    quiet = output.verbose or output.debug_dag or output.quiet
-    if PROGRESS.shown != "nothing" and not quiet:
+    as_it_is = output.verbose or output.debug_dag or output.quiet
+    if PROGRESS.shown != "nothing" and not as_it_is:
         for handler in logging.getLogger("snakemake.logging").handlers:
             if handler.name == "DefaultStreamHandler":
                 handler.addFilter(PlannedJobs(handler.stream))
